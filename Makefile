@@ -1,0 +1,63 @@
+# Everything that one does here. Needs Python 3.11 or newer and make; the rest it installs into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A hash in every lock, no address: where packages come from is the machine's own configuration.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate pyproject.toml
+TEST_DATA ?= $(abspath ../shared/data)
+export TEST_DATA
+export ORT_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run install test test-all check bench format lock clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and the other settings apply)
+	@exec $(BIN)/featuremaps serve
+
+install: $(VENV)/.installed ## Install the locked dependencies and the command at .venv/bin/featuremaps
+
+test: check ## Lint, types, import contracts and the test suite, long runs as samples
+	$(BIN)/python -m pytest -m "not slow and not cuda"
+
+test-all: check ## The same with every long run
+	$(BIN)/python -m pytest -m "not cuda"
+
+check: $(VENV)/.developing ## Lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.developing ## Measure; the figures in tests/benchmarks/README.md come from here
+	$(BIN)/python -m tests.benchmarks
+
+format: $(VENV)/.developing ## Format the code and mend what a linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.developing ## Write the lock files anew from pyproject.toml, keeping what is pinned
+	$(UV_COMPILE) --extra cpu -o requirements.lock
+	$(UV_COMPILE) --extra cuda -o requirements-cuda.lock
+	$(UV_COMPILE) --extra cpu --extra dev -o requirements-dev.lock
+
+clean: ## Remove what was installed and cached
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "featuremaps needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@test -f $(VENV)/.developing || $(PIP_INSTALL) -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+$(VENV)/.developing: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
+	@$(PIP_INSTALL) -r requirements-dev.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@ $(VENV)/.installed

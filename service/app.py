@@ -1,0 +1,75 @@
+"""Puts the rooms together: the only composition root, and the only reader of settings."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from service.engine.catalog import Catalog
+from service.engine.loaded import LoadedModel, load
+from service.engine.plan_cache import PlanCache
+from service.engine.runner import Runtime
+from service.pipeline import Pipeline
+from service.settings import Settings
+from service.values import Limits
+from service.web.application import build
+
+BUNDLED = (Path(__file__).parent / "bundled_models", Path(__file__).parent.parent / "models")
+
+
+def make_pipeline(settings: Settings) -> Pipeline:
+    """Everything behind the door: what the service and the command share.
+
+    Raises:
+        ConfigurationError: the settings or the installation do not allow it.
+    """
+    runtime = Runtime(
+        provider=settings.provider,
+        fallback=settings.provider_fallback,
+        optimization=settings.graph_optimization,
+        threads=settings.threads,
+    )
+    plans = PlanCache(settings.plan_cache_bytes)
+
+    def load_model(name: str, version: str, file: Path, folder: Path) -> LoadedModel:
+        return load(name, version, file, folder, runtime, plans)
+
+    return Pipeline(
+        Catalog(model_paths(settings), load_model),
+        limits_of(settings),
+        runtime=f"onnxruntime {runtime.version}",
+        threads=settings.threads or len(os.sched_getaffinity(0)),
+        max_in_flight=settings.max_in_flight,
+    )
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """The whole service as an ASGI application."""
+    return build(make_pipeline(settings), eager=settings.load == "eager", settings=shown(settings))
+
+
+def model_paths(settings: Settings) -> tuple[Path, ...]:
+    """The paths given, else ./models, else the models installed with the package."""
+    if settings.models:
+        return settings.models
+    return next(((path,) for path in (Path("models"), *BUNDLED) if path.is_dir()), ())
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The bounds of one request."""
+    return Limits(
+        body_bytes=settings.max_body_bytes,
+        pixels=settings.max_pixels,
+        images=settings.max_images,
+        answer_bytes=settings.max_answer_bytes,
+        json_answer_bytes=settings.max_json_answer_bytes,
+        size_pixels=settings.max_size_pixels,
+        timeout_s=settings.max_timeout_s,
+    )
+
+
+def shown(settings: Settings) -> Mapping[str, object]:
+    """The settings that `get_version` shows: what a client can run into, nothing of the machine."""
+    names = [name for name in Settings.model_fields if name.startswith("max_")]
+    return {name: getattr(settings, name) for name in (*names, "graph_optimization", "provider")}

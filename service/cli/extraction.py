@@ -1,0 +1,89 @@
+"""`featuremaps extract`: many images through the service's own pipeline, with a progress bar."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from service.errors import ConfigurationError
+from service.output.table import FORMATS
+from service.pipeline import Pipeline
+from service.values import Compress, DtypeChoice, Job, Payload
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What is wanted of every image."""
+
+    model: str
+    layers: tuple[str, ...]
+    dtype: DtypeChoice
+    format: str | None
+    compress: Compress
+    size: tuple[int, int] | None
+
+
+async def run_extraction(
+    pipeline: Pipeline, wanted: Extraction, images: Sequence[Path], output: Path | None
+) -> None:
+    """Write one file an image.
+
+    Raises:
+        ServiceError: the first refusal; files written before it stay.
+    """
+    targets = _targets(images, output, wanted.format)
+    quiet = len(images) == 1 or not sys.stderr.isatty()
+    with click.progressbar(images, label="extract", file=sys.stderr, hidden=quiet) as shown:
+        for image, (target, kind) in zip(shown, targets, strict=True):
+            _write(await pipeline.extract(_job(pipeline, wanted, image, kind)), target)
+
+
+def _job(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> Job:
+    return Job(
+        model=wanted.model,
+        version=None,
+        images=(image.read_bytes(),),
+        tensor=None,
+        layers=wanted.layers,
+        dtype=wanted.dtype,
+        format=kind,
+        compress=wanted.compress,
+        size=wanted.size,
+        timeout_s=pipeline.limits.timeout_s,
+    )
+
+
+def _targets(images: Sequence[Path], output: Path | None, kind: str | None) -> list[tuple[Path, str]]:
+    """Where each image's maps go, and in which format: the file's ending decides where nothing else does."""
+    if len(images) == 1 and output is not None and not output.is_dir():
+        chosen = kind or _format_of(output)
+        return [(output, chosen)]
+    chosen = kind or "npz"
+    folder = output or Path()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file, and {len(images)} images need a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    ending = FORMATS[chosen].extension
+    targets = [folder / f"{image.stem}.{ending}" for image in images]
+    twice = next((t for t in targets if targets.count(t) > 1), None)
+    if twice:
+        raise ConfigurationError(f"two images would be written to {twice}: give them different names")
+    return [(target, chosen) for target in targets]
+
+
+def _format_of(output: Path) -> str:
+    ending = output.suffix.removeprefix(".")
+    return next((name for name, kind in FORMATS.items() if kind.extension == ending), "npz")
+
+
+def _write(payload: Payload, target: Path) -> None:
+    if str(target) == "-":
+        for chunk in payload.chunks:
+            sys.stdout.buffer.write(chunk)
+        return
+    with target.open("wb") as file:
+        for chunk in payload.chunks:
+            file.write(chunk)
+    click.echo(f"{target}  {payload.size:,} bytes", err=True)

@@ -1,0 +1,45 @@
+"""Options made from the settings, so that each has one name and one description everywhere."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import click
+
+from service.settings import Settings
+
+# What matters where no server is started.
+OFFLINE = ("models", "graph_optimization", "provider", "provider_fallback", "threads")
+
+
+def setting_options(names: Sequence[str] = tuple(Settings.model_fields)) -> Callable[[Any], Any]:
+    """Add `--some-name` for each of these settings, and `--config`; given ones arrive as `options`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def gathered(**values: Any) -> Any:
+            keys = ("config", *names)
+            options = {key: values.pop(key) for key in keys}
+            return command(options={k: v for k, v in options.items() if v not in (None, ())}, **values)
+
+        wrapped: Callable[..., Any] = gathered
+        for name in reversed(names):
+            wrapped = _option(name)(wrapped)
+        return click.option("--config", metavar="FILE", help="TOML file of settings.")(wrapped)
+
+    return decorate
+
+
+def _option(name: str) -> Callable[[Any], Any]:
+    """Pydantic parses and bounds the value; click only knows choices, flags and repetition."""
+    field = Settings.model_fields[name]
+    flag = f"--{name.replace('_', '-')}"
+    shown = "" if name == "models" else f"  [default: {field.default}]"
+    text = f"{field.description}.{shown}"
+    if field.annotation is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    if name == "models":
+        return click.option(flag, name, multiple=True, metavar="PATH", help=text + " Repeatable.")
+    choices = [str(choice) for choice in get_args(field.annotation)]
+    metavar = "|".join(choices) or getattr(field.annotation, "__name__", "value").upper()
+    return click.option(flag, name, metavar=metavar, help=text)

@@ -1,0 +1,207 @@
+"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from service import __version__
+from service.cli.options import OFFLINE, setting_options
+from service.errors import ConfigurationError, ServiceError
+from service.output.table import FORMATS
+from service.settings import Settings, read_settings
+from service.values import Compress, DtypeChoice
+
+BAD_USAGE, FAILED = 2, 1
+IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+COLUMNS = ("index", "name", "op", "shape", "dtype", "reduction", "field", "macs", "stage")
+
+
+class OneLine(click.Group):
+    """Errors of ours are one line on standard error: 2 for settings and usage, 1 for the rest."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except ConfigurationError as error:
+            _complain(str(error), BAD_USAGE)
+        except ServiceError as error:
+            _complain(error.detail, FAILED)
+
+
+def _complain(text: str, status: int) -> None:
+    click.echo(f"featuremaps: {text}", err=True)
+    sys.exit(status)
+
+
+@click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="featuremaps")
+def main() -> None:
+    """Any layer's feature maps of any ONNX CNN.
+
+    \b
+    Examples:
+      featuremaps serve --models ./models
+      featuremaps layers cifar-resnet
+      featuremaps extract cifar-resnet photo.jpg --layers stages --output maps.npz
+    """
+
+
+@main.command()
+@setting_options()
+def serve(options: Mapping[str, Any]) -> None:
+    """Serve models over HTTP.
+
+    \b
+    Examples:
+      featuremaps serve
+      featuremaps serve --models ./models --port 9000 --graph-optimization off
+      FEATUREMAPS_PORT=9000 featuremaps serve --models resnet50.onnx
+    """
+    from service.cli.server import run
+
+    run(_settings(options))
+
+
+@main.command()
+@setting_options(OFFLINE)
+def models(options: Mapping[str, Any]) -> None:
+    """List models with their versions, states and the reason of a failure.
+
+    \b
+    Example:
+      featuremaps models --models ./models
+    """
+    with _pipeline(options) as pipeline:
+        asyncio.run(pipeline.load_all())
+        rows = [entry.summary() for entry in pipeline.catalog.entries.values()]
+    table = [(m.name, ",".join(m.versions), m.state, m.reason or "") for m in rows]
+    _print_table(("name", "versions", "state", "reason"), table)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--layers", "words", multiple=True, help="Which layers, as over HTTP; repeatable.")
+@click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
+@setting_options(OFFLINE)
+def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[str, Any]) -> None:
+    """List the layers of MODEL: a model's name, or the path of an .onnx file.
+
+    \b
+    Examples:
+      featuremaps layers cifar-resnet
+      featuremaps layers resnet50.onnx --layers stages
+    """
+    with _pipeline(options, model) as pipeline:
+        chosen = words or ("all",)
+        found = asyncio.run(pipeline.layers(_name(model), None, chosen, _sides(size))).layers
+    rows = [
+        (
+            str(x.index),
+            x.name,
+            x.op,
+            "x".join(str(s if s is not None else "?") for s in x.shape) if x.shape else "?",
+            x.dtype,
+            _pair(x.reduction),
+            f"{_pair(x.receptive_field.size)} {x.receptive_field.status}",
+            "?" if x.macs is None else f"{x.macs:,}",
+            "" if x.stage is None else str(x.stage),
+        )
+        for x in found
+    ]
+    _print_table(COLUMNS, rows)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=IMAGE_FILE)
+@click.option("--layers", "words", multiple=True, default=("stages",), help="Which layers; repeatable.")
+@click.option("--dtype", type=click.Choice(get_args(DtypeChoice)), default="native", help="Of the values.")
+@click.option("--format", "kind", type=click.Choice(tuple(FORMATS)), help="Default: npz, or as OUTPUT ends.")
+@click.option("--compress", type=click.Choice(get_args(Compress)), default="none", help="For npz.")
+@click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A file for one image, a folder for several; `-` is standard output.  [default: this folder]",
+)
+@setting_options(OFFLINE)
+def extract(
+    model: str, images: Sequence[Path], output: Path | None, options: Mapping[str, Any], **asked: Any
+) -> None:
+    """Write the feature maps of IMAGES, one file each.
+
+    \b
+    Examples:
+      featuremaps extract cifar-resnet cat.jpg
+      featuremaps extract resnet50.onnx cat.jpg --layers 'op:Relu' -o maps.safetensors
+      featuremaps extract cifar-resnet photos/*.jpg --layers stage:-1 --format npy -o features/
+    """
+    from service.cli.extraction import Extraction, run_extraction
+
+    with _pipeline(options, model) as pipeline:
+        wanted = Extraction(
+            model=_name(model),
+            layers=tuple(asked["words"]),
+            dtype=asked["dtype"],
+            format=asked["kind"],
+            compress=asked["compress"],
+            size=_sides(asked["size"]),
+        )
+        asyncio.run(run_extraction(pipeline, wanted, images, output))
+
+
+@contextlib.contextmanager
+def _pipeline(options: Mapping[str, Any], model: str | None = None) -> Iterator[Any]:
+    """The service's own pipeline without the door; an .onnx file can stand where a name is asked for."""
+    from service.app import make_pipeline
+
+    settings = _settings(options)
+    if model is not None and model.endswith(".onnx"):
+        settings = settings.model_copy(update={"models": (Path(model),)})
+    pipeline = make_pipeline(settings)
+    try:
+        yield pipeline
+    finally:
+        pipeline.close()
+
+
+def _settings(options: Mapping[str, Any]) -> Settings:
+    settings = read_settings(options, os.environ)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
+    return settings
+
+
+def _name(model: str) -> str:
+    return Path(model).stem if model.endswith(".onnx") else model
+
+
+def _sides(size: str | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    try:
+        height, width = (int(side) for side in size.split("x"))
+    except ValueError as error:
+        raise click.BadParameter(f"{size!r} is not HxW, such as 224x224", param_hint="--size") from error
+    return height, width
+
+
+def _pair(pair: tuple[Any, Any] | None) -> str:
+    if pair is None:
+        return "?"
+    y, x = (f"{float(value):g}" for value in pair)
+    return y if x == y else f"{y}x{x}"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,90 @@
+"""The layer catalogue: from a network's nodes to one row for each tensor that depends on its input."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.engine.axes import find_roles, layout_of
+from service.engine.costs import Cost, elements, find_costs, image_shape
+from service.engine.geometry import UNKNOWN_FIELD, Geometry, find_geometry
+from service.engine.nodes import Network, Node
+from service.engine.reshapes import Roles
+from service.engine.stages import Activity, find_stages
+from service.values import Layer, TensorSpec
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What was found out about one tensor."""
+
+    roles: Roles | None
+    geometry: Geometry | None
+    cost: Cost
+    stage: int | None
+    active: bool
+
+
+def list_layers(network: Network) -> tuple[Layer, ...]:
+    """Describe every tensor that a node makes and that depends on an input, in graph order.
+
+    Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not.
+    """
+    roles = find_roles(network)
+    geometry = find_geometry(network, roles)
+    costs = find_costs(network, roles)
+    activity = Activity(network)
+    stages = find_stages(network, geometry, activity)
+    rows: list[Layer] = []
+    for node in network.nodes:
+        for name in node.makes:
+            spec = network.tensors.get(name)
+            if name not in costs or (spec is not None and not spec.dtype):
+                continue
+            facts = _Facts(
+                roles.get(name), geometry.get(name), costs[name], stages.get(name), activity.active(name)
+            )
+            rows.append(_row(node, spec or TensorSpec(name, "", None), len(rows), facts))
+    return tuple(rows)
+
+
+def _row(node: Node, spec: TensorSpec, index: int, facts: _Facts) -> Layer:
+    place, labels = facts.geometry, facts.roles or ()
+    channel_axis = labels.index("C") if "C" in labels else None
+    fits = channel_axis is not None and spec.shape is not None and channel_axis < len(spec.shape)
+    return Layer(
+        name=spec.name,
+        index=index,
+        node=node.name,
+        op=node.op,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        layout=layout_of(facts.roles),
+        channel_axis=channel_axis,
+        batch_axis=0 if labels[:1] == ("N",) else None,
+        channels=spec.shape[channel_axis] if fits and spec.shape and channel_axis is not None else None,
+        reduction=place.reduction if place else None,
+        receptive_field=place.receptive_field if place else UNKNOWN_FIELD,
+        centre=place.centre if place else None,
+        macs=facts.cost.macs,
+        params=facts.cost.params,
+        cumulative_macs=facts.cost.cumulative_macs,
+        bytes_per_image=_bytes(spec, facts.roles),
+        stage=facts.stage,
+        after_activation=facts.active,
+    )
+
+
+def _bytes(spec: TensorSpec, roles: Roles | None) -> int | None:
+    """Text has no fixed size; nor has what numpy does not know by name."""
+    count = elements(image_shape(spec.shape, roles))
+    itemsize = _itemsize(spec.dtype)
+    return None if count is None or itemsize is None else count * itemsize
+
+
+def _itemsize(dtype: str) -> int | None:
+    if dtype in ("", "str"):
+        return None
+    try:
+        return np.dtype(dtype).itemsize
+    except TypeError:
+        return 2 if dtype == "bfloat16" else None

@@ -1,0 +1,333 @@
+"""One model in memory: its layers, its recipe, and running just what some layers need."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from service.engine import manifest as manifests
+from service.engine.axes import input_layout
+from service.engine.graph import Graph, read
+from service.engine.layers import list_layers
+from service.engine.manifest import Manifest
+from service.engine.nodes import Network
+from service.engine.plan_cache import PlanCache
+from service.engine.runner import Runtime, Session
+from service.engine.selection import LayerTable
+from service.errors import InvalidParameter, ModelFailed, ModelNeedsConstants, ShapeMismatch
+from service.values import Array, Identity, Layer, Plan, Preprocessing, ReceptiveField, TensorSpec
+
+# Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
+TABLES_KEPT = 16
+
+
+class LoadedModel:
+    """A model that can run; every method but `run` and `layers` is cheap."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        graph: Graph,
+        manifest: Manifest,
+        folder: Path,
+        runtime: Runtime,
+        plans: PlanCache,
+    ) -> None:
+        self._graph = graph
+        self._runtime = runtime
+        self._plans = plans
+        self._separable: dict[Plan, bool] = {}
+        self._tables: dict[tuple[int, int] | None, LayerTable] = {}
+        self._tables_lock = threading.Lock()
+        self.manifest = manifest
+        self.labels = manifests.read_labels(folder, manifest)
+        self.constants = _constants(manifest, graph.inputs)
+        self.image_input: TensorSpec | None = None
+        self.recipe: Preprocessing | None = None
+        self.image_input, self.no_image_reason = self._find_image_input()
+        self.recipe = manifests.preprocessing(manifest, self.image_input) if self.image_input else None
+        recipe_digest = manifests.digest(self.recipe, manifest)
+        self.identity = Identity(name, version, graph.digest, recipe_digest)
+
+    @property
+    def provider(self) -> str:
+        """The execution provider: cpu or cuda."""
+        return self._runtime.provider
+
+    @property
+    def graph_optimization(self) -> str:
+        """all or off."""
+        return self._runtime.optimization
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's true inputs; the image's carries its layout."""
+        image = self.image_input
+        return tuple(image if image and s.name == image.name else s for s in self._graph.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The declared outputs."""
+        return self._graph.outputs
+
+    def image_spec(self) -> TensorSpec:
+        """The input that takes the photograph.
+
+        Raises:
+            ModelNeedsConstants: there is none, or further inputs have no constants.
+        """
+        if self.image_input is None:
+            raise ModelNeedsConstants(self.no_image_reason)
+        return self.image_input
+
+    def recipe_at(self, size: tuple[int, int] | None) -> Preprocessing:
+        """The preprocessing at the served size, or at `size` where the input is dynamic.
+
+        Raises:
+            InvalidParameter: the graph fixes another size.
+        """
+        spec = self.image_spec()
+        assert self.recipe is not None
+        if size is None or size == self.recipe.size:
+            return self.recipe
+        height, width = _sides(spec)
+        if (height or size[0], width or size[1]) != size:
+            fixed = f"{height or 'any'}x{width or 'any'}"
+            raise InvalidParameter(
+                f"size={size[0]}x{size[1]} does not fit: the input of this model is fixed to {fixed}",
+                parameter="size",
+            )
+        return manifests.at_size(self.recipe, size)
+
+    def layers(self, size: tuple[int, int] | None = None) -> LayerTable:
+        """Every layer for one image of `size` (H, W), the served size without it."""
+        if self.image_input is not None:
+            size = self.recipe_at(size).size
+        with self._tables_lock:
+            if size not in self._tables:
+                if len(self._tables) >= TABLES_KEPT:
+                    self._tables.pop(next(iter(self._tables)))
+                self._tables[size] = self._table(size)
+            return self._tables[size]
+
+    def run(self, tensor: Array, layers: Sequence[Layer]) -> dict[str, Array]:
+        """Compute these layers for a tensor (N, ...) of the image input, and nothing that they do not need.
+
+        Several images run as one batch where that was found to give what single runs give, else one
+        by one; their maps lie along the batch axis.
+
+        Raises:
+            ShapeMismatch: several images, and a layer without a batch axis.
+            ModelFailed: the runtime could not.
+        """
+        _check_batch(tensor, layers)
+        plan = Plan(tuple(x.name for x in layers if x.index >= 0))
+        values = {self.image_spec().name: tensor}
+        if plan.layers:
+            values |= self._run(plan, tensor)
+        return {layer.name: values[layer.name] for layer in layers}
+
+    def total_macs(self, table: LayerTable, layers: Sequence[Layer]) -> int | None:
+        """Multiply-accumulates of everything that these layers of a table need, each node once."""
+        needed = self._graph.needed([layer.name for layer in layers])
+        makes = {name for i in needed for name in self._graph.nodes[i].makes}
+        macs = [layer.macs for layer in table.layers if layer.name in makes]
+        return None if None in macs else sum(m or 0 for m in macs)
+
+    def node_count(self, layers: Sequence[str]) -> int:
+        """How many nodes of the graph are built and run for these layers."""
+        return len(self._graph.needed(layers))
+
+    def warm(self) -> None:
+        """Compile the declared outputs and run them once on zeros.
+
+        Raises:
+            ModelFailed: the model does not run.
+        """
+        table = self.layers()
+        outputs = [name for name in self.outputs if name in table.by_name]
+        plan = Plan(tuple(outputs))
+        session = self._session(plan)
+        if self.image_input is not None:
+            shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
+            self._feed(session, plan, np.zeros(shape, self.image_input.dtype))
+
+    def _run(self, plan: Plan, tensor: Array) -> dict[str, Array]:
+        if len(tensor) == 1:
+            return self._feed(self._session(plan), plan, tensor)
+        if self._is_separable(plan, tensor.shape[1:]):
+            freed = replace(plan, free_batch=True)
+            return self._feed(self._session(freed), plan, tensor)
+        singles = [self._feed(self._session(plan), plan, image[None]) for image in tensor]
+        return {name: np.concatenate([single[name] for single in singles]) for name in plan.layers}
+
+    def _feed(self, session: Session, plan: Plan, tensor: Array) -> dict[str, Array]:
+        return session.run({**self.constants, self.image_spec().name: tensor})
+
+    def _session(self, plan: Plan) -> Session:
+        return self._plans.get((self.identity, plan), lambda: self._compile(plan))
+
+    def _compile(self, plan: Plan) -> Session:
+        model = self._graph.cut(plan.layers, free_batch=plan.free_batch)
+        weights = self._graph.weight_bytes_of(plan.layers)
+        return self._runtime.compile(model, self._graph.folder, weight_bytes=weights)
+
+    def _is_separable(self, plan: Plan, image_shape: tuple[int, ...]) -> bool:
+        """Whether two images in one batch give bit for bit what each gives alone, without optimisation.
+
+        Found out once a plan, on noise: a reshape with a constant batch of 1 fails or mixes images.
+        """
+        if plan not in self._separable:
+            self._separable[plan] = self._batch_equals_singles(plan, image_shape)
+        return self._separable[plan]
+
+    def _batch_equals_singles(self, plan: Plan, image_shape: tuple[int, ...]) -> bool:
+        spec = self.image_spec()
+        noise = np.random.default_rng(0).integers(0, 256, (2, *image_shape))
+        pair = (noise if spec.dtype == "uint8" else noise / 255).astype(spec.dtype)
+        try:
+            single = self._exact(plan)
+            batch = self._exact(replace(plan, free_batch=True))
+            together = self._feed(batch, plan, pair)
+            alone = [self._feed(single, plan, image[None]) for image in pair]
+        except ModelFailed:
+            return False
+        return all(
+            np.array_equal(together[name], np.concatenate([one[name] for one in alone]), equal_nan=True)
+            for name in plan.layers
+        )
+
+    def _exact(self, plan: Plan) -> Session:
+        model = self._graph.cut(plan.layers, free_batch=plan.free_batch)
+        return self._runtime.compile_exact(model, self._graph.folder)
+
+    def _find_image_input(self) -> tuple[TensorSpec | None, str]:
+        """The one input without a constant that has four axes, or the reason why there is none."""
+        free = [spec for spec in self._graph.inputs if spec.name not in self.constants]
+        if len(free) != 1:
+            names = ", ".join(repr(spec.name) for spec in free[:8])
+            return None, (
+                f"this model has {len(free)} inputs ({names}); give all but the image's their values "
+                "under [constants] in its model.toml, or use /v2"
+            )
+        spec = free[0]
+        if spec.shape is None or len(spec.shape) != 4:
+            return None, f"the input {spec.name!r} is no image: it does not have four axes; use /v2"
+        if spec.shape[0] not in (None, 1):
+            return (
+                None,
+                f"this file fixes its batch to {spec.shape[0]}: export it with one or with any; or use /v2",
+            )
+        layout = input_layout(self._described(self._input_shapes(None)), spec.name)
+        if layout not in ("NCHW", "NHWC"):
+            return None, f"the channel axis of the input {spec.name!r} is not known; use /v2"
+        return replace(spec, layout=layout), ""
+
+    def _input_shapes(self, size: tuple[int, int] | None) -> dict[str, tuple[int, ...]]:
+        """Every input's shape for one image; an axis that nothing fixes is 1."""
+        shapes = {s.name: tuple(d or 1 for d in s.shape) for s in self._graph.inputs if s.shape is not None}
+        shapes |= {name: value.shape for name, value in self.constants.items()}
+        if size and self.image_input and self.recipe:
+            channels = len(self.recipe.mean)
+            nchw = self.image_input.layout == "NCHW"
+            shapes[self.image_input.name] = (1, channels, *size) if nchw else (1, *size, channels)
+        return shapes
+
+    def _described(self, shapes: Mapping[str, Sequence[int]]) -> Network:
+        """What ONNX's inference leaves open the runtime's own fills in."""
+        network = self._graph.network(shapes)
+        unknown = [n for node in network.nodes for n in node.makes if _incomplete(network.tensors.get(n))]
+        if not unknown:
+            return network
+        known = self._runtime.specs(self._graph.exposed(shapes), self._graph.folder)
+        better = {n: known[n] for n in unknown if n in known}
+        return replace(network, tensors={**network.tensors, **better})
+
+    def _table(self, size: tuple[int, int] | None) -> LayerTable:
+        network = self._described(self._input_shapes(size))
+        inputs = [_input_layer(self.image_input, network)] if self.image_input else []
+        return LayerTable(list_layers(network), self._graph.outputs, inputs)
+
+
+def load(
+    name: str, version: str, file: Path, folder: Path, runtime: Runtime, plans: PlanCache
+) -> LoadedModel:
+    """Read, check, compile and run a model once.
+
+    Raises:
+        ModelFailed: with the reason.
+    """
+    graph = read(file)
+    model = LoadedModel(name, version, graph, manifests.read_manifest(folder), folder, runtime, plans)
+    model.warm()
+    return model
+
+
+def _constants(manifest: Manifest, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    specs = {spec.name: spec for spec in inputs}
+    constants = {}
+    for name, value in manifest.constants.items():
+        if name not in specs:
+            raise ModelFailed(f"model.toml: constants: the graph has no input {name!r}")
+        try:
+            constants[name] = np.asarray(value, dtype=specs[name].dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ModelFailed(f"model.toml: constants: {name} does not fit {specs[name].dtype}") from error
+    return constants
+
+
+def _incomplete(spec: TensorSpec | None) -> bool:
+    return spec is None or spec.shape is None or None in spec.shape
+
+
+def _sides(spec: TensorSpec) -> tuple[int | None, int | None]:
+    assert spec.shape is not None
+    first = 2 if spec.layout == "NCHW" else 1
+    return spec.shape[first], spec.shape[first + 1]
+
+
+def _check_batch(tensor: Array, layers: Sequence[Layer]) -> None:
+    if len(tensor) == 1:
+        return
+    for layer in layers:
+        if layer.batch_axis is None:
+            raise ShapeMismatch(
+                f"{len(tensor)} images were sent, but layer {layer.name!r} has no batch axis to lay "
+                "their maps along: ask for it with one image",
+                limit=1,
+                actual=len(tensor),
+            )
+
+
+def _input_layer(spec: TensorSpec, network: Network) -> Layer:
+    """The network's input as a layer, for who asks for it by its own name."""
+    shape = network.shape(spec.name)
+    assert shape is not None
+    channel_axis = 1 if spec.layout == "NCHW" else 3
+    elements = int(np.prod([size or 1 for size in shape]))
+    one = Fraction(1)
+    return Layer(
+        name=spec.name,
+        index=-1,
+        node="",
+        op="Input",
+        shape=shape,
+        dtype=spec.dtype,
+        layout=spec.layout,
+        channel_axis=channel_axis,
+        batch_axis=0,
+        channels=shape[channel_axis],
+        reduction=(one, one),
+        receptive_field=ReceptiveField((1, 1), (0, 0), "exact"),
+        centre=(Fraction(0), Fraction(0)),
+        macs=0,
+        params=0,
+        cumulative_macs=0,
+        bytes_per_image=elements * np.dtype(spec.dtype).itemsize,
+        stage=None,
+        after_activation=False,
+    )

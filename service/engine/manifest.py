@@ -1,0 +1,161 @@
+"""`model.toml` beside the ONNX file: what the file cannot say."""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import ModelFailed
+from service.values import Color, Fit, Interpolation, PadAt, Preprocessing, TensorSpec
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+CHANNELS_OF_COLOR = {"rgb": 3, "bgr": 3, "gray": 1, "y": 1}
+# Without a manifest and with dynamic axes: the size that most classifiers were trained at.
+DEFAULT_SIDE = 224
+
+
+class InputSection(BaseModel):
+    """`[input]`: how a photograph becomes the tensor, `x = (pixel * scale - mean) / std`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[Side, Side] | None = None
+    fit: Fit | None = None
+    resize: Side | None = None
+    pad_value: int = Field(default=114, ge=0, le=255)
+    pad_at: PadAt = "centre"
+    interpolation: Interpolation = "bilinear"
+    color: Color | None = None
+    scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    mean: list[float] | float = 0.0
+    std: list[Annotated[float, Field(gt=0)]] | Annotated[float, Field(gt=0)] = 1.0
+
+
+class Manifest(BaseModel):
+    """The whole file; every key is optional, an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    labels: str | None = None
+    licence: str | None = None
+    source: str | None = None
+    constants: dict[str, Any] = Field(default_factory=dict)
+    input: InputSection | None = None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `model.toml` of a model's folder; without the file everything has its default.
+
+    Raises:
+        ModelFailed: not TOML, an unknown key or a wrong value.
+    """
+    path = folder / "model.toml"
+    if not path.is_file():
+        return Manifest()
+    try:
+        return Manifest.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelFailed("model.toml is not valid TOML in UTF-8") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelFailed(f"model.toml: {where}: {first['msg']}") from error
+
+
+def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """The classes' names in order, one a line; empty without a file.
+
+    Raises:
+        ModelFailed: the file is missing, not UTF-8 or outside the model's folder.
+    """
+    if manifest.labels is None:
+        return ()
+    path = (folder / manifest.labels).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ModelFailed("model.toml: labels must lie in the model's own folder")
+    try:
+        return tuple(path.read_text("utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFailed(f"the labels file {manifest.labels!r} cannot be read") from error
+
+
+def preprocessing(manifest: Manifest, spec: TensorSpec) -> Preprocessing:
+    """The recipe for an image input whose layout is known.
+
+    uint8 inputs take pixels as they are unless the manifest says otherwise.
+
+    Raises:
+        ModelFailed: the manifest contradicts the graph.
+    """
+    section = manifest.input or InputSection()
+    channels, height, width = _image_axes(spec)
+    color = section.color or ("gray" if channels == 1 else "rgb")
+    if channels not in (None, CHANNELS_OF_COLOR[color]):
+        raise ModelFailed(f"model.toml: color {color!r} does not fit an input of {channels} channels")
+    fit = section.fit or ("crop" if section.resize else "stretch")
+    size = _served_size(section.size, (height, width))
+    _check_resize(section.resize, fit, size)
+    return Preprocessing(
+        size=size,
+        fit=fit,
+        resize=section.resize,
+        pad_value=section.pad_value,
+        pad_at=section.pad_at,
+        interpolation=section.interpolation,
+        color=color,
+        scale=section.scale or (1.0 if spec.dtype == "uint8" else 1 / 255),
+        mean=_per_channel(section.mean, CHANNELS_OF_COLOR[color], "mean"),
+        std=_per_channel(section.std, CHANNELS_OF_COLOR[color], "std"),
+        source="model.toml" if manifest.input else "default",
+    )
+
+
+def at_size(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+    """The same recipe at another size: the short side before the crop keeps its proportion."""
+    resize = recipe.resize
+    if resize is not None:
+        resize = max(max(size), round(resize * max(size) / max(recipe.size)))
+    return replace(recipe, size=size, resize=resize)
+
+
+def digest(recipe: Preprocessing | None, manifest: Manifest) -> str:
+    """SHA-256 over everything that decides what the network sees."""
+    content = {"recipe": asdict(recipe) if recipe else None, "constants": manifest.constants}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _image_axes(spec: TensorSpec) -> tuple[int | None, int | None, int | None]:
+    assert spec.shape is not None
+    _, a, b, c = spec.shape
+    return (a, b, c) if spec.layout == "NCHW" else (c, a, b)
+
+
+def _served_size(wanted: tuple[int, int] | None, fixed: Sequence[int | None]) -> tuple[int, int]:
+    """The graph's fixed sides win; the manifest may only repeat them."""
+    sides = []
+    for asked, given in zip(wanted or (None, None), fixed, strict=True):
+        if asked and given and asked != given:
+            raise ModelFailed(f"model.toml: size {asked} contradicts the graph's fixed {given}")
+        sides.append(given or asked or DEFAULT_SIDE)
+    return sides[0], sides[1]
+
+
+def _check_resize(resize: int | None, fit: Fit, size: tuple[int, int]) -> None:
+    if resize is None:
+        return
+    if fit != "crop":
+        raise ModelFailed(f"model.toml: resize is for fit = 'crop', not for {fit!r}")
+    if resize < max(size):
+        raise ModelFailed(f"model.toml: resize {resize} is smaller than the crop {size[0]}x{size[1]}")
+
+
+def _per_channel(value: list[float] | float, channels: int, name: str) -> tuple[float, ...]:
+    values = tuple(value) if isinstance(value, list) else (value,) * channels
+    if len(values) != channels:
+        raise ModelFailed(f"model.toml: {name} has {len(values)} values for {channels} channels")
+    return values

@@ -1,0 +1,194 @@
+"""onnxruntime: compiled subgraphs, execution providers, the one thread pool.
+
+The only module that imports it.
+"""
+
+import functools
+import importlib.metadata
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from service.errors import ConfigurationError, ModelFailed
+from service.values import Array, TensorSpec
+
+# onnxruntime reports to its maker at session start unless this stands in the environment before
+# the import; its own `disable_telemetry_events()` comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+try:
+    import onnxruntime as ort
+except ImportError:
+    ort = None
+
+Provider = Literal["cpu", "cuda", "auto"]
+GraphOptimization = Literal["all", "off"]
+PACKAGES = {"onnxruntime": "cpu", "onnxruntime-gpu": "cuda"}
+# numpy's names for the runtime's element types, as in `tensor(float)`.
+ELEMENT_TYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "string": "str",
+    "bool": "bool",
+} | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+ERRORS_ONLY = 3
+
+
+class Session:
+    """A compiled subgraph; `run` may be called from several threads at once."""
+
+    def __init__(self, session: Any, kept_bytes: int) -> None:
+        self._session = session
+        self._outputs = [output.name for output in session.get_outputs()]
+        self.kept_bytes = kept_bytes
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute every output of the subgraph.
+
+        Raises:
+            ModelFailed: the runtime could not; its text goes to the log, never to a client.
+        """
+        try:
+            values = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
+            raise ModelFailed("the network did not run on this input") from error
+        return dict(zip(self._outputs, values, strict=True))
+
+
+class Runtime:
+    """How subgraphs are compiled in this process: provider, optimisation, threads."""
+
+    def __init__(
+        self,
+        *,
+        provider: Provider = "cpu",
+        fallback: bool = False,
+        optimization: GraphOptimization = "all",
+        threads: int = 0,
+    ) -> None:
+        check_installed()
+        _share_threads(threads)
+        self.version: str = ort.__version__
+        self.optimization = optimization
+        self.provider, self._providers = _providers(provider, fallback, ort.get_available_providers())
+
+    def compile(self, model: bytes, folder: Path, *, weight_bytes: int = 0) -> Session:
+        """Compile a serialised model whose external data, if any, lies in `folder`.
+
+        Raises:
+            ModelFailed: an operator is unknown or the graph is not valid.
+        """
+        session = self._session(model, folder, self._level(self.optimization), self._providers)
+        # Weights are held once as they are and often once more packed for the CPU's kernels.
+        return Session(session, kept_bytes=2 * max(weight_bytes, len(model)))
+
+    def compile_exact(self, model: bytes, folder: Path) -> Session:
+        """Compile without any optimisation, on the CPU: the yardstick of what is exact."""
+        cpu = ["CPUExecutionProvider"]
+        return Session(self._session(model, folder, self._level("off"), cpu), kept_bytes=0)
+
+    def specs(self, model: bytes, folder: Path) -> dict[str, TensorSpec]:
+        """Dtypes and shapes of a model's outputs, as the runtime infers them without running.
+
+        The runtime says `[]` both for a scalar and for an unknown shape, so that is left unknown.
+        """
+        cpu = ["CPUExecutionProvider"]
+        outputs = self._session(model, folder, self._level("off"), cpu).get_outputs()
+        return {output.name: _spec(output) for output in outputs}
+
+    def _session(self, model: bytes, folder: Path, level: Any, providers: Sequence[Any]) -> Any:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        options.use_per_session_threads = False
+        options.log_severity_level = ERRORS_ONLY + 1
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        try:
+            return ort.InferenceSession(model, options, providers=list(providers))
+        except Exception as error:  # The runtime raises its own kinds without a common one.
+            raise ModelFailed(_reason(str(error))) from error
+
+    @staticmethod
+    def _level(optimization: GraphOptimization) -> Any:
+        levels = ort.GraphOptimizationLevel
+        return levels.ORT_DISABLE_ALL if optimization == "off" else levels.ORT_ENABLE_ALL
+
+
+def check_installed() -> None:
+    """Exactly one of the two runtimes has to be there: both install the same import package.
+
+    Raises:
+        ConfigurationError: neither or both are.
+    """
+    found = [name for name in PACKAGES if _installed(name)]
+    if not found or ort is None:
+        raise ConfigurationError(
+            "onnxruntime is not installed: pip install 'featuremaps[cpu]' or 'featuremaps[cuda]'"
+        )
+    if len(found) > 1:
+        raise ConfigurationError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: uninstall "
+            "both, then pip install 'featuremaps[cpu]' or 'featuremaps[cuda]'"
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@functools.cache
+def _share_threads(threads: int) -> None:
+    """Sessions with pools of their own spin against each other, so all share the process's one.
+
+    The runtime takes the first size only; a test that makes a second Runtime keeps the first.
+    """
+    ort.set_default_logger_severity(ERRORS_ONLY)
+    if _share_threads.cache_info().currsize == 0:
+        ort.set_global_thread_pool_sizes(threads or len(os.sched_getaffinity(0)), 1)
+
+
+def _providers(provider: Provider, fallback: bool, available: Sequence[str]) -> tuple[str, list[str]]:
+    cuda = "CUDAExecutionProvider" in available
+    if provider == "cuda" and not cuda and not fallback:
+        raise ConfigurationError(
+            "provider cuda was asked for, but this onnxruntime has no CUDA: install "
+            "'featuremaps[cuda]', or set provider_fallback to run on the CPU instead"
+        )
+    if cuda and provider != "cpu":
+        return "cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return "cpu", ["CPUExecutionProvider"]
+
+
+def _spec(output: Any) -> TensorSpec:
+    kind = str(output.type)
+    if not kind.startswith("tensor("):
+        return TensorSpec(output.name, "", None)
+    shape = tuple(size if isinstance(size, int) else None for size in output.shape or ())
+    dtype = ELEMENT_TYPES.get(kind.removeprefix("tensor(").removesuffix(")"), "")
+    return TensorSpec(output.name, dtype, shape or None)
+
+
+def _reason(text: str) -> str:
+    """Our words for the runtime's refusal, whose own text holds paths of the machine that built it."""
+    for mark, reason in (
+        (
+            "is not a registered function/op",
+            "the graph uses an operator that onnxruntime does not have",
+        ),
+        ("is not a registered", "the graph uses an operator that onnxruntime does not have"),
+        (
+            "NOT_IMPLEMENTED",
+            "the graph uses an operator or type that onnxruntime does not implement",
+        ),
+        ("under development", "the graph's opset is newer than this onnxruntime"),
+        ("CUDA", "the CUDA execution provider did not start"),
+    ):
+        if mark in text:
+            return reason
+    return "onnxruntime refuses the graph as not valid"

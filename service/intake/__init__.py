@@ -1,0 +1,1 @@
+"""Bytes in: untrusted pictures and ready tensors become what a network takes."""

@@ -1,0 +1,112 @@
+"""What an operator may set: names, defaults, bounds, units. Only `app` and the command read it.
+
+Every setting has one name: `--some-name`, `FEATUREMAPS_SOME_NAME`, `some_name` in the TOML file, in
+that order of precedence. A name that does not exist is an error.
+"""
+
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from service.errors import ConfigurationError
+
+PREFIX = "FEATUREMAPS_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+# Kubernetes puts FEATUREMAPS_SERVICE_HOST, FEATUREMAPS_PORT_8000_TCP and the like into every pod
+# beside a Service called featuremaps, and FEATUREMAPS_PORT=tcp://10.0.0.1:8000.
+SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_.*|PORT_.*)")
+MIB = 1 << 20
+log = logging.getLogger("featuremaps.settings")
+
+
+def _split(value: Any) -> Any:
+    return value.split(os.pathsep) if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """Everything that can be set; the descriptions are the command's help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: Annotated[tuple[Path, ...], BeforeValidator(_split)] = Field(
+        (),
+        description="Model repositories or .onnx files; without it ./models, else the bundled one",
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one")
+    load: Literal["eager", "lazy"] = Field(
+        "eager", description="Load models at start, or each when it is first asked for"
+    )
+    graph_optimization: Literal["all", "off"] = Field(
+        "all",
+        description="onnxruntime's graph optimisation; off gives the uncut graph's values exactly",
+    )
+    provider: Literal["cpu", "cuda", "auto"] = Field("cpu", description="Execution provider")
+    provider_fallback: bool = Field(False, description="Run on the CPU where provider cuda is not to be had")
+    threads: int = Field(
+        0, ge=0, le=256, description="Threads of the network and of each stage; 0 is one a core"
+    )
+    plan_cache_bytes: int = Field(
+        1024 * MIB, ge=0, description="Bytes of compiled plans that are kept, estimated"
+    )
+    max_in_flight: int = Field(64, ge=1, description="Requests worked on or waiting at one time")
+    max_body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, bytes")
+    max_pixels: int = Field(50_000_000, ge=1, description="Largest image, pixels")
+    max_images: int = Field(16, ge=1, le=1024, description="Most images in one request")
+    max_answer_bytes: int = Field(64 * MIB, ge=1, description="Largest answer, bytes before coding")
+    max_json_answer_bytes: int = Field(2 * MIB, ge=1, description="Largest answer as JSON, bytes")
+    max_size_pixels: int = Field(4_000_000, ge=1, description="Largest input fed to a network, pixels")
+    max_timeout_s: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="Longest deadline of a request, seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
+
+
+def read_settings(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Put options, environment and TOML file together, the first that names a setting wins.
+
+    Raises:
+        ConfigurationError: an unknown name or a wrong value, in one line.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    config = given.pop("config", None) or environ.get(CONFIG_VARIABLE)
+    merged = {**_from_file(config), **_from_environment(environ), **given}
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(f"setting {first['loc'][0]}: {first['msg']}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        if SERVICE_LINK.fullmatch(variable) or "://" in environ[variable]:
+            log.info("ignoring %s: it looks like a Kubernetes service link", variable)
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in Settings.model_fields:
+            raise ConfigurationError(f"{variable} is no setting; `featuremaps serve --help` shows all")
+        values[name] = environ[variable]
+    return values
+
+
+def _from_file(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read as TOML") from error
+    for name in values:
+        if name not in Settings.model_fields:
+            raise ConfigurationError(f"{path}: {name} is no setting; `featuremaps serve --help` shows all")
+    return values

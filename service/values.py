@@ -1,0 +1,210 @@
+"""The nouns of a request's story, each frozen.
+
+bytes -> Job -> Picture -> Prepared -> Plan -> FeatureMap -> Payload
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Layout = Literal["NCHW", "NHWC", "NC"]
+Fit = Literal["crop", "stretch", "letterbox"]
+PadAt = Literal["centre", "top-left"]
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+Color = Literal["rgb", "bgr", "gray", "y"]
+FieldStatus = Literal["exact", "upper_bound", "whole_input", "unknown"]
+DtypeChoice = Literal["native", "float32", "float16"]
+Compress = Literal["none", "deflate"]
+Coding = Literal["zstd", "gzip"]
+Chunk = bytes | memoryview
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An upright photograph: `pixels` (H, W, 3) uint8 sRGB.
+
+    `color_profile` says what became of an embedded ICC profile: `none` (there was none), `srgb`
+    (it is sRGB), `converted` (another one, converted to sRGB) or `ignored` (it does not parse).
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    media_type: str
+    color_profile: Literal["none", "srgb", "converted", "ignored"] = "none"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes what a model was trained on: `x = (pixel * scale - mean) / std`.
+
+    `size` is (H, W) fed to the network; `resize` the short side before a centre crop; `pad_value`
+    0..255 fills a letterbox; `mean` and `std` hold one value for each channel, in the order of
+    `color`. `source` says where the recipe comes from.
+    """
+
+    size: tuple[int, int]
+    fit: Fit
+    resize: int | None
+    pad_value: int
+    pad_at: PadAt
+    interpolation: Interpolation
+    color: Color
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: Literal["model.toml", "default"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; None stands for a dynamic axis, `shape` None for an unknown rank."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a photograph lies in the tensor: `tensor_xy = photo_xy * scale + offset`, pixel edges, (y, x)."""
+
+    photo: tuple[int, int]
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the network really sees: `tensor` (N, ...) in the graph's layout and dtype.
+
+    `placements` holds one entry an image; it is empty for a ready tensor.
+    """
+
+    tensor: Array
+    placements: tuple[Placement, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Cell `u` covers the input's pixels `start + u * reduction` to that `+ size - 1`, (y, x)."""
+
+    size: tuple[float, float] | None
+    start: tuple[float, float] | None
+    status: FieldStatus
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One named tensor of a graph that depends on the input; what is unknown is None, never guessed.
+
+    `shape` is for one image at the served size; `cumulative_macs` counts everything that the layer
+    needs, once, itself included. `centre` is the input pixel (y, x) in the middle of cell 0.
+    """
+
+    name: str
+    index: int
+    node: str
+    op: str
+    shape: tuple[int | None, ...] | None
+    dtype: str
+    layout: Layout | None
+    channel_axis: int | None
+    batch_axis: int | None
+    channels: int | None
+    reduction: tuple[Fraction, Fraction] | None
+    receptive_field: ReceptiveField
+    centre: tuple[Fraction, Fraction] | None
+    macs: int | None
+    params: int
+    cumulative_macs: int | None
+    bytes_per_image: int | None
+    stage: int | None
+    after_activation: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What must be computed: tensors in graph order.
+
+    With `free_batch` a batch that is fixed in the file is made dynamic.
+    """
+
+    layers: tuple[str, ...]
+    free_batch: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A layer's value, axes and layout of the graph, batch axis included."""
+
+    layer: Layer
+    values: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one request asks: images (encoded) or a ready tensor (`.npy`), and what is wanted of them.
+
+    `format` None leaves the choice to `accept`; `coding` is the content coding of the answer.
+    """
+
+    model: str
+    version: str | None
+    images: tuple[bytes, ...]
+    tensor: bytes | None
+    layers: tuple[str, ...]
+    dtype: DtypeChoice = "native"
+    format: str | None = None
+    accept: str | None = None
+    compress: Compress = "none"
+    coding: Coding | None = None
+    size: tuple[int, int] | None = None
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which model this is: name, version, SHA-256 of its files and of its preprocessing."""
+
+    name: str
+    version: str
+    digest: str
+    preprocessing_digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """An encoded answer, in pieces that follow each other, and what travels beside it.
+
+    `timings` are seconds by stage; `coding` is the content coding that was applied.
+    """
+
+    chunks: tuple[Chunk, ...]
+    media_type: str
+    file_name: str
+    model: Identity
+    timings: Mapping[str, float]
+    coding: Coding | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole answer."""
+        return sum(len(chunk) for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost at most, as the operator set it."""
+
+    body_bytes: int
+    pixels: int
+    images: int
+    answer_bytes: int
+    json_answer_bytes: int
+    size_pixels: int
+    timeout_s: float

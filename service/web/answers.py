@@ -1,0 +1,62 @@
+"""Payloads and JSON to HTTP responses, with the headers that every answer carries."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.values import Chunk, Identity, Payload
+
+# In the order that they happen; only what was measured is told.
+TIMED = ("decode", "preprocess", "queue", "run", "reduce", "encode", "compress")
+
+
+class PiecesResponse(Response):
+    """A body in pieces that are not joined, so that a feature map is not copied once more."""
+
+    def __init__(self, chunks: tuple[Chunk, ...], headers: Mapping[str, str], media_type: str) -> None:
+        self._chunks = chunks
+        length = {"Content-Length": str(sum(len(chunk) for chunk in chunks))}
+        super().__init__(None, 200, {**headers, **length}, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for chunk in self._chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def payload_response(payload: Payload) -> Response:
+    """Feature maps as they were encoded."""
+    headers = {
+        **model_headers(payload.model),
+        "Server-Timing": server_timing(payload.timings),
+        "Vary": "Accept, Accept-Encoding",
+        "Cache-Control": "no-store",
+        "Content-Disposition": f'inline; filename="{payload.file_name}"',
+    }
+    if payload.coding:
+        headers["Content-Encoding"] = payload.coding
+    return PiecesResponse(payload.chunks, headers, payload.media_type)
+
+
+def json_response(content: Mapping[str, Any], model: Identity | None = None) -> Response:
+    """JSON, written by a library that is quick on long lists."""
+    headers = {"Cache-Control": "no-cache", **(model_headers(model) if model else {})}
+    return Response(orjson.dumps(content), 200, headers, "application/json")
+
+
+def model_headers(model: Identity) -> dict[str, str]:
+    """Which model answered."""
+    return {
+        "Featuremaps-Model": f"{model.name}/{model.version}",
+        "Featuremaps-Model-Digest": model.digest,
+    }
+
+
+def server_timing(seconds: Mapping[str, float]) -> str:
+    """Durations in milliseconds (W3C Server Timing)."""
+    return ", ".join(f"{s};dur={seconds[s] * 1000:.3f}" for s in TIMED if s in seconds)

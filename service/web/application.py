@@ -1,0 +1,55 @@
+"""The ASGI application: routes, middleware, what runs while it lives."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service import __version__
+from service.pipeline import Pipeline
+from service.web import openapi, problems
+from service.web.door import Readiness
+from service.web.middleware import BodyLimit, HeadAsGet, RequestContext
+from service.web.routes import features, models, operation
+
+DESCRIPTION = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
+
+
+def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) -> FastAPI:
+    """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(app, eager))
+        yield
+        loading.cancel()
+        await asyncio.to_thread(pipeline.close)
+
+    app = FastAPI(
+        title="featuremaps",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.pipeline = pipeline
+    app.state.readiness = Readiness()
+    app.state.settings = settings
+    for routes in (models, features, operation):
+        app.include_router(routes.router)
+    problems.install(app)
+    openapi.install(app)
+    # The last one added stands outermost.
+    app.add_middleware(BodyLimit, max_bytes=pipeline.limits.body_bytes)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestContext)
+    return app
+
+
+async def _load(app: FastAPI, eager: bool) -> None:
+    if eager:
+        await app.state.pipeline.load_all()
+    app.state.readiness.ready = True

@@ -1,0 +1,147 @@
+"""From a request's body to a Job: every body kind of the API, none of it decoded here."""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from multipart import MultipartError, MultipartParser, parse_options_header
+from pydantic import ValidationError
+
+from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
+from service.output.coding import choose_coding
+from service.pipeline import Pipeline
+from service.values import Job
+from service.web.schemas import FeaturesQuery, JsonFeaturesQuery, sides
+
+Query = TypeVar("Query", bound=JsonFeaturesQuery)
+NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
+# curl's --data-binary labels whatever it sends as a form; the content decides, not the label.
+IMAGE_LABELS = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+IMAGE_PART = "image"
+IMAGES_KEY = "images"
+
+
+async def read_job(request: Request, model: str, query: Query, pipeline: Pipeline) -> Job:
+    """Read the body and put the job together; parsing runs in a thread.
+
+    Raises:
+        BodyTooLarge, MalformedRequest, UnsupportedBody, InvalidParameter, TooManyImages
+    """
+    content_type = request.headers.get("content-type", "")
+    body = await request.body()
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == JSON:
+        images, query = await pipeline.in_thread(_from_json, body, query, request)
+        return _job(request, model, query, images, None)
+    if kind == MULTIPART:
+        images = await pipeline.in_thread(_from_multipart, body, content_type, pipeline.limits.images)
+        return _job(request, model, query, images, None)
+    if not body:
+        raise MalformedRequest("the body is empty: send the bytes of one image, or see /openapi.json")
+    if kind == NPY:
+        return _job(request, model, query, (), body)
+    if kind in IMAGE_LABELS or kind.startswith("image/"):
+        return _job(request, model, query, (body,), None)
+    raise UnsupportedBody(
+        f"a body of type {kind!r} is not taken; send image/* or application/octet-stream, "
+        f"{MULTIPART} with parts called {IMAGE_PART!r}, {NPY}, or {JSON}"
+    )
+
+
+def _job(
+    request: Request,
+    model: str,
+    query: JsonFeaturesQuery,
+    images: tuple[bytes, ...],
+    tensor: bytes | None,
+) -> Job:
+    arrays = query if isinstance(query, FeaturesQuery) else FeaturesQuery()
+    return Job(
+        model=model,
+        version=query.version,
+        images=images,
+        tensor=tensor,
+        layers=tuple(query.layers),
+        dtype=query.dtype,
+        format=arrays.format,
+        accept=request.headers.get("accept"),
+        compress=arrays.compress,
+        coding=choose_coding(request.headers.get("accept-encoding")),
+        size=sides(query.size),
+        timeout_s=query.timeout_s,
+    )
+
+
+def _from_json(body: bytes, query: Query, request: Request) -> tuple[tuple[bytes, ...], Query]:
+    """`{"images": ["<base64>", ...]}` plus any query parameter that the URL does not hold."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest("the body is not JSON") from error
+    if not isinstance(content, dict) or not isinstance(content.get(IMAGES_KEY), list):
+        raise InvalidParameter('the body must be {"images": ["<base64>", ...]}', parameter=IMAGES_KEY)
+    images = content.pop(IMAGES_KEY)
+    twice = sorted(content.keys() & request.query_params.keys())
+    if twice:
+        raise MalformedRequest(f"{twice[0]!r} stands both in the URL and in the body: give it once")
+    if not images:
+        raise InvalidParameter("images is empty: send at least one", parameter=IMAGES_KEY)
+    return tuple(_base64(i, image) for i, image in enumerate(images)), _merged(query, content)
+
+
+def _merged(query: Query, content: Mapping[str, Any]) -> Query:
+    given = query.model_dump(exclude_unset=True)
+    try:
+        return type(query).model_validate({**given, **content})
+    except ValidationError as error:
+        problems = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
+        raise RequestValidationError(problems) from error
+
+
+def _base64(index: int, text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise MalformedRequest(f"images[{index}] is not base64", index=index) from error
+
+
+def _from_multipart(body: bytes, content_type: str, most: int) -> tuple[bytes, ...]:
+    boundary = parse_options_header(content_type)[1].get("boundary", "")
+    if not boundary:
+        raise MalformedRequest("multipart/form-data without a boundary")
+    images: list[tuple[str, bytes]] = []
+    try:
+        limit = len(body) + 1
+        parser = MultipartParser(
+            io.BytesIO(body), boundary, part_limit=most + 1, spool_limit=limit, memory_limit=limit
+        )
+        images.extend((part.name, part.raw) for part in parser)
+    except MultipartError as error:
+        if len(images) > most:
+            raise _too_many(most) from error
+        raise MalformedRequest("the body is not well-formed multipart/form-data") from error
+    return _image_parts(images, most)
+
+
+def _image_parts(parts: list[tuple[str, bytes]], most: int) -> tuple[bytes, ...]:
+    for name, _ in parts:
+        if name != IMAGE_PART:
+            raise InvalidParameter(
+                f"a part is called {name[:100]!r}; images come in parts called {IMAGE_PART!r}, "
+                "parameters in the URL",
+                parameter=name[:100],
+            )
+    if not parts:
+        raise InvalidParameter(f"no part called {IMAGE_PART!r}", parameter=IMAGE_PART)
+    if len(parts) > most:
+        raise _too_many(most)
+    return tuple(content for _, content in parts)
+
+
+def _too_many(most: int) -> TooManyImages:
+    return TooManyImages(f"more than {most} images were sent in one request", limit=most)

@@ -1,0 +1,32 @@
+"""What the routes find behind them: the pipeline, and whether the service is ready."""
+
+from fastapi import Request
+
+from service.errors import NotReady
+from service.pipeline import Pipeline
+
+
+class Readiness:
+    """Whether new work should be sent here."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    def check(self) -> None:
+        """Raises:
+        NotReady: models are still loading.
+        """
+        if not self.ready:
+            raise NotReady("models are still loading; list_models shows which", retry_after_s=1)
+
+
+def pipeline_of(request: Request) -> Pipeline:
+    """The one pipeline of this application."""
+    pipeline: Pipeline = request.app.state.pipeline
+    return pipeline
+
+
+def readiness_of(request: Request) -> Readiness:
+    """The one readiness of this application."""
+    readiness: Readiness = request.app.state.readiness
+    return readiness

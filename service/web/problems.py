@@ -1,0 +1,145 @@
+"""The one table from error class to HTTP status, and the one shape of every refusal (RFC 9457)."""
+
+import http
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from service import errors
+from service.errors import ServiceError
+
+PROBLEM_TYPE = "application/problem+json"
+INTERNAL = "internal"
+STATUS: dict[type[ServiceError], int] = {
+    errors.MalformedRequest: 400,
+    errors.RouteNotFound: 404,
+    errors.ModelNotFound: 404,
+    errors.VersionNotFound: 404,
+    errors.LayerNotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.NotAcceptable: 406,
+    errors.BodyTooLarge: 413,
+    errors.ImageTooLarge: 413,
+    errors.TooManyImages: 413,
+    errors.AnswerTooLarge: 413,
+    errors.UnsupportedBody: 415,
+    errors.UnsupportedImage: 415,
+    errors.InvalidParameter: 422,
+    errors.ImageNotDecodable: 422,
+    errors.ShapeMismatch: 422,
+    errors.NotCombinable: 422,
+    errors.NonFinite: 422,
+    errors.OutOfRange: 422,
+    errors.NameNotStorable: 422,
+    errors.ModelNeedsConstants: 422,
+    errors.Overloaded: 503,
+    errors.NotReady: 503,
+    errors.DeadlineExceeded: 504,
+    errors.ModelFailed: 503,
+}
+CODES = (*sorted(error.code for error in STATUS), INTERNAL)
+log = logging.getLogger("featuremaps.web")
+
+
+def responses(answer: type[BaseModel] | None, *refusals: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: its answer's schema, and the refusals that it can give."""
+    table: dict[int | str, dict[str, Any]] = {200: {"model": answer}} if answer else {}
+    problem_schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for status in refusals:
+        phrase = http.HTTPStatus(status).phrase
+        table[status] = {"description": phrase, "content": {PROBLEM_TYPE: problem_schema}}
+    return table
+
+
+def install(app: FastAPI) -> None:
+    """Answer every refusal, the framework's own included, with a problem document."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def problem(request: Request, error: ServiceError) -> Response:
+    """The problem document of one of our errors."""
+    status = STATUS[type(error)]
+    extensions = {k: v for k, v in error.extensions.items() if k != "retry_after_s"}
+    headers = {}
+    if (retry_after_s := error.extensions.get("retry_after_s")) is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after_s))
+    return _document(request, status, error.code, error.title, error.detail, extensions, headers)
+
+
+def _document(
+    request: Request,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    extensions: Mapping[str, Any],
+    headers: Mapping[str, str],
+) -> Response:
+    content = {
+        "type": f"urn:featuremaps:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request.scope.get("featuremaps.request_id", ""),
+        # Clients of the v2 protocol read this member.
+        "error": detail,
+        **extensions,
+    }
+    body = orjson.dumps(content, default=str, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, {"Cache-Control": "no-store", **headers}, media_type=PROBLEM_TYPE)
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    if error.__cause__ is not None:
+        log.info("%s: %s", error.code, error.detail, exc_info=error.__cause__)
+    return problem(request, error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    parameter = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    kind = errors.MalformedRequest if first["type"] == "json_invalid" else errors.InvalidParameter
+    detail = f"{parameter}: {first['msg']}"
+    if first["type"] == "extra_forbidden":
+        detail = f"there is no parameter {parameter!r}; /openapi.json shows all"
+    return problem(request, kind(detail, parameter=parameter))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The router's own refusals."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        answer = problem(
+            request,
+            errors.MethodNotAllowed(f"{request.method} is not for {path}; allowed: {allowed}"),
+        )
+        answer.headers["Allow"] = allowed
+        return answer
+    if error.status_code == 404:
+        return problem(
+            request,
+            errors.RouteNotFound(f"there is nothing at {path}; /openapi.json shows what is"),
+        )
+    return problem(request, errors.MalformedRequest("the request cannot be parsed"))
+
+
+def bug(request: Request, error: Exception) -> Response:
+    """A 500 tells nothing but the request id."""
+    log.exception("a bug of ours", exc_info=error)
+    return _document(request, 500, INTERNAL, "A bug of ours", "the log holds more", {}, {})

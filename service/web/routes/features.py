@@ -1,0 +1,78 @@
+"""Feature maps as arrays."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.output.table import FORMATS
+from service.web.answers import payload_response
+from service.web.bodies import read_job
+from service.web.door import pipeline_of
+from service.web.problems import responses
+from service.web.routes.models import ModelName
+from service.web.schemas import FeaturesAsJson, FeaturesQuery, JsonFeaturesQuery
+
+router = APIRouter(prefix="/v1/models", tags=["feature maps"])
+BINARY = {"type": "string", "format": "binary"}
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image, several images, or a ready tensor; the content decides, not the label",
+        "content": {
+            "application/octet-stream": {"schema": BINARY},
+            "image/*": {"schema": BINARY},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "array", "items": BINARY}},
+                }
+            },
+            "application/x-npy": {"schema": BINARY},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "description": "Any query parameter may stand here under its own name",
+                    "properties": {
+                        "images": {"type": "array", "items": {"type": "string", "format": "byte"}}
+                    },
+                }
+            },
+        },
+    }
+}
+REFUSALS = (400, 404, 406, 413, 415, 422, 503, 504)
+ARRAYS = {"content": {f.media_type: {"schema": BINARY} for f in FORMATS.values()}}
+
+
+@router.post(
+    "/{model}/features",
+    operation_id="extract_features",
+    response_class=Response,
+    responses=responses(None, *REFUSALS) | {200: {"description": "The maps as arrays", **ARRAYS}},
+    openapi_extra=IMAGE_BODY,
+)
+async def extract_features(
+    model: ModelName, query: Annotated[FeaturesQuery, Query()], request: Request
+) -> Response:
+    """Any layers' feature maps as arrays, with exactly the axes of the uncut graph."""
+    pipeline = pipeline_of(request)
+    job = await read_job(request, model, query, pipeline)
+    return payload_response(await pipeline.extract(job))
+
+
+@router.post(
+    "/{model}/features/json",
+    operation_id="extract_features_json",
+    responses=responses(FeaturesAsJson, *REFUSALS),
+    openapi_extra=IMAGE_BODY,
+)
+async def extract_features_json(
+    model: ModelName, query: Annotated[JsonFeaturesQuery, Query()], request: Request
+) -> Response:
+    """Small feature maps as JSON numbers; capped, since numbers as text are long and slow."""
+    pipeline = pipeline_of(request)
+    job = await read_job(request, model, query, pipeline)
+    return payload_response(await pipeline.extract_json(job))

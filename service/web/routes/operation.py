@@ -1,0 +1,42 @@
+"""What operators and probes ask."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import PlainTextResponse, Response
+
+from service import __version__
+from service.web.answers import json_response
+from service.web.door import pipeline_of, readiness_of
+from service.web.problems import responses
+from service.web.schemas import VersionAnswer
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/livez", operation_id="livez", response_class=PlainTextResponse)
+async def livez() -> Response:
+    """The process answers."""
+    return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/readyz",
+    operation_id="readyz",
+    response_class=PlainTextResponse,
+    responses=responses(None, 503),
+)
+async def readyz(request: Request) -> Response:
+    """Every model set to load at start has run once or has failed."""
+    readiness_of(request).check()
+    return PlainTextResponse("ready\n", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/v1/version", operation_id="get_version", responses=responses(VersionAnswer))
+async def get_version(request: Request) -> Response:
+    """Versions, and the limits that a client can run into."""
+    return json_response(
+        {
+            "service": f"featuremaps {__version__}",
+            "runtime": pipeline_of(request).runtime,
+            "settings": request.app.state.settings,
+        }
+    )

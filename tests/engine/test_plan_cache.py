@@ -1,0 +1,79 @@
+"""Compiled plans within a byte budget."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from service.engine.plan_cache import PlanCache
+from service.errors import ModelFailed
+
+
+class Compiled:
+    """Stands for a session: the cache looks at its size only."""
+
+    def __init__(self, kept_bytes: int) -> None:
+        self.kept_bytes = kept_bytes
+
+
+def test_a_key_is_built_once() -> None:
+    cache, built = PlanCache(100), []
+    for _ in range(3):
+        cache.get("a", lambda: built.append(1) or Compiled(1))
+    assert len(built) == 1
+
+
+def test_many_who_ask_at_once_build_once() -> None:
+    cache, built, gate = PlanCache(100), [], threading.Barrier(4)
+
+    def ask() -> object:
+        gate.wait()
+        return cache.get("a", lambda: built.append(1) or Compiled(1))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = {id(future.result()) for future in [pool.submit(ask) for _ in range(4)]}
+    assert (len(built), len(found)) == (1, 1)
+
+
+def test_the_least_recently_used_leaves_first() -> None:
+    cache, built = PlanCache(20), []
+
+    def ask(key: str) -> None:
+        cache.get(key, lambda: built.append(key) or Compiled(10))
+
+    for key in "abacab":
+        ask(key)
+    assert built == ["a", "b", "c", "b"]
+
+
+def test_the_budget_holds() -> None:
+    cache = PlanCache(35)
+    for key in range(10):
+        cache.get(key, lambda: Compiled(10))
+    assert (cache.kept_bytes, len(cache)) == (30, 3)
+
+
+def test_one_larger_than_the_budget_is_used_and_not_kept() -> None:
+    cache = PlanCache(5)
+    assert cache.get("a", lambda: Compiled(10)).kept_bytes == 10
+    assert len(cache) == 0
+
+
+def test_a_build_that_fails_is_tried_again() -> None:
+    cache = PlanCache(100)
+
+    def fail() -> Compiled:
+        raise ModelFailed("no")
+
+    with pytest.raises(ModelFailed):
+        cache.get("a", fail)
+    assert cache.get("a", lambda: Compiled(1)).kept_bytes == 1
+
+
+def test_a_waiting_build_does_not_hold_up_another_key() -> None:
+    cache, may_end = PlanCache(100), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(cache.get, "slow", lambda: may_end.wait(10) and Compiled(1))
+        assert cache.get("quick", lambda: Compiled(2)).kept_bytes == 2
+        may_end.set()
+        assert slow.result(10).kept_bytes == 1

@@ -1,0 +1,79 @@
+"""The real program in a process of its own, on loopback."""
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+STARTED = re.compile(r"listens on (http://\S+)")
+
+
+@dataclass
+class Server:
+    url: str
+    pid: int
+    log: list[str]
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+
+
+@contextmanager
+def serving(*options: str, wait: bool = True, cwd: Path | None = None, **environ: str) -> Iterator[Server]:
+    """Start `featuremaps serve`, wait until it is ready, and end it by its own pid."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FEATUREMAPS_")} | environ
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        cwd=cwd,
+    )
+    lines: list[str] = []
+    found: queue.Queue[str] = queue.Queue()
+    following = threading.Thread(target=_follow, args=(process, lines, found))
+    following.start()
+    try:
+        server = Server(found.get(timeout=60), process.pid, lines)
+        if not server.url:
+            raise RuntimeError("".join(lines))
+        if wait:
+            _until_ready(server)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+        following.join()
+
+
+def _follow(process: subprocess.Popen[str], lines: list[str], found: "queue.Queue[str]") -> None:
+    assert process.stdout is not None
+    with process.stdout as output:
+        for line in output:
+            lines.append(line)
+            if match := STARTED.search(line):
+                found.put(match[1])
+    found.put("")
+
+
+def _until_ready(server: Server) -> None:
+    end = time.monotonic() + 120
+    with server.client() as client:
+        while time.monotonic() < end:
+            try:
+                if client.get("/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+    raise RuntimeError("not ready:\n" + "".join(server.log))

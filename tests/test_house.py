@@ -1,0 +1,95 @@
+"""The house rule, held by machine: who imports whom, how long things are, how errors are named."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service import errors
+from service.errors import CapacityError, ModelError, RequestError, ServiceError
+from service.web.problems import STATUS
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "service").rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 40, 10
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions() -> list[tuple[str, Function]]:
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, Function):
+                found.append((f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node))
+    return found
+
+
+def lines(node: Function) -> int:
+    """Lines of code and comments, without the docstring."""
+    whole = (node.end_lineno or 0) - node.lineno + 1
+    first = node.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return whole - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
+
+
+def concrete_errors() -> list[type[ServiceError]]:
+    families = (RequestError, CapacityError, ModelError, ServiceError)
+    classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, ServiceError)]
+    return [c for c in classes if c not in families]
+
+
+def test_imports_point_down_and_rooms_do_not_meet() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_stays_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+
+
+def test_a_function_stays_short() -> None:
+    assert [name for name, node in functions() if lines(node) > LONGEST_FUNCTION] == []
+
+
+def test_the_median_function_has_under_ten_lines() -> None:
+    lengths = sorted(lines(node) for _, node in functions())
+    assert lengths[len(lengths) // 2] < MEDIAN_FUNCTION
+
+
+def test_async_is_only_where_something_is_waited_for() -> None:
+    """Routes and ASGI apps are called with await; all others wait themselves."""
+    idle = []
+    for name, node in functions():
+        if isinstance(node, ast.AsyncFunctionDef):
+            waits = any(
+                isinstance(x, ast.Await | ast.AsyncWith | ast.AsyncFor | ast.Yield) for x in ast.walk(node)
+            )
+            if not waits and "service/web/" not in name:
+                idle.append(name)
+    assert idle == []
+
+
+@pytest.mark.parametrize("error", concrete_errors(), ids=lambda error: error.__name__)
+def test_every_error_has_its_familys_status(error: type[ServiceError]) -> None:
+    status = STATUS[error]
+    if issubclass(error, RequestError):
+        assert 400 <= status < 500
+    elif issubclass(error, CapacityError):
+        assert status in (429, 503, 504)
+    else:
+        assert status == 503
+
+
+def test_every_code_is_unique() -> None:
+    codes = [error.code for error in concrete_errors()]
+    assert len(codes) == len(set(codes))
+
+
+def test_there_is_no_drawer_for_everything() -> None:
+    drawers = {"utils", "helpers", "common", "base", "misc", "core"}
+    assert [path for path in FILES if path.stem in drawers] == []

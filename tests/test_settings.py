@@ -1,0 +1,86 @@
+"""What an operator may set, where, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import ConfigurationError
+from service.settings import PREFIX, Settings, read_settings
+
+
+def test_without_anything_all_have_their_defaults() -> None:
+    assert read_settings({}, {}) == Settings()
+
+
+def test_the_command_wins_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text('port = 1\nhost = "::1"\nmax_images = 3\n')
+    environ = {"FEATUREMAPS_PORT": "2", "FEATUREMAPS_HOST": "127.0.0.2", "FEATUREMAPS_CONFIG": str(config)}
+    settings = read_settings({"port": "3"}, environ)
+    assert (settings.port, settings.host, settings.max_images) == (3, "127.0.0.2", 3)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_can_be_given_in_the_environment(name: str) -> None:
+    default = getattr(Settings(), name)
+    text = ":".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    given = read_settings({}, {PREFIX + name.upper(): text or "models"})
+    assert getattr(given, name) == (default or ((Path("models"),) if name == "models" else default))
+
+
+def test_several_repositories_stand_in_one_variable() -> None:
+    assert read_settings({}, {"FEATUREMAPS_MODELS": "/a:/b"}).models == (Path("/a"), Path("/b"))
+
+
+@pytest.mark.parametrize("variable", ["FEATUREMAPS_PROT", "FEATUREMAPS_MAX_BODY", "FEATUREMAPS_"])
+def test_a_misspelt_variable_is_an_error(variable: str) -> None:
+    with pytest.raises(ConfigurationError, match=variable):
+        read_settings({}, {variable: "1"})
+
+
+def test_a_misspelt_key_of_the_file_is_an_error(tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text("prot = 1\n")
+    with pytest.raises(ConfigurationError, match="prot"):
+        read_settings({"config": config}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "tcp"),
+        ("max_images", "0"),
+        ("max_timeout_s", "inf"),
+        ("load", "sometimes"),
+    ],
+)
+def test_a_value_out_of_bounds_is_an_error_in_one_line(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"setting {name}") as refusal:
+        read_settings({name: value}, {})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "FEATUREMAPS_SERVICE_HOST",
+        "FEATUREMAPS_SERVICE_PORT_HTTP",
+        "FEATUREMAPS_PORT_8000_TCP",
+        "FEATUREMAPS_PORT_8000_TCP_ADDR",
+    ],
+)
+def test_kubernetes_service_links_are_ignored(variable: str) -> None:
+    assert read_settings({}, {variable: "10.0.0.1"}) == Settings()
+
+
+def test_a_service_link_that_looks_like_the_port_is_ignored() -> None:
+    assert read_settings({}, {"FEATUREMAPS_PORT": "tcp://10.0.0.1:8000"}).port == 8000
+
+
+@pytest.mark.parametrize("content", ["port = ", b"\xff"])
+def test_a_file_that_is_no_toml_is_an_error(tmp_path: Path, content: str | bytes) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigurationError, match="TOML"):
+        read_settings({"config": str(config)}, {})

@@ -1,0 +1,116 @@
+"""Models and layers over HTTP."""
+
+import hashlib
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.web import schemas
+
+
+def test_one_broken_model_does_not_keep_the_others_from_serving(client: httpx.Client) -> None:
+    models = {m["name"]: m for m in client.get("/v1/models").json()["models"]}
+    assert {name: m["state"] for name, m in models.items()} == {
+        "small": "ready",
+        "fixed": "ready",
+        "reshaping": "ready",
+        "versions": "ready",
+        "broken": "failed",
+    }
+    assert "Git LFS" in models["broken"]["reason"]
+
+
+def test_a_new_version_that_fails_does_not_displace_one_that_serves(client: httpx.Client) -> None:
+    models = {m["name"]: m for m in client.get("/v1/models").json()["models"]}
+    assert models["versions"]["versions"] == ["1", "2"]
+    assert models["versions"]["default_version"] == "1"
+    assert "version 2" in models["versions"]["reason"]
+
+
+def test_get_model_tells_inputs_preprocessing_and_digests(client: httpx.Client, repository: Path) -> None:
+    told = client.get("/v1/models/small").json()
+    file = (repository / "small/1/model.onnx").read_bytes()
+    assert told["digest"] == hashlib.sha256(file).hexdigest()
+    assert told["inputs"] == [
+        {"name": "image", "dtype": "float32", "shape": [None, 3, None, None], "layout": "NCHW"}
+    ]
+    assert (told["preprocessing"]["source"], told["preprocessing"]["size"]) == ("model.toml", [32, 32])
+    assert (told["layers"], told["stages"], told["provider"]) == (9, ["stem/relu", "block2.add"], "cpu")
+
+
+def test_without_a_manifest_the_default_recipe_is_told(client: httpx.Client) -> None:
+    assert client.get("/v1/models/fixed").json()["preprocessing"]["source"] == "default"
+
+
+def test_list_layers_is_the_dry_run_of_a_request(client: httpx.Client) -> None:
+    told = client.get("/v1/models/small/layers", params={"layers": "stages"}).json()
+    assert [row["name"] for row in told["layers"]] == ["stem/relu", "block2.add"]
+    assert told["total_bytes"] == (8 * 16 * 16 + 16 * 8 * 8) * 4
+    stem, second, third = 8 * 16 * 16 * 27, 16 * 8 * 8 * 72, 16 * 8 * 8 * 144
+    assert told["total_macs"] == stem + second + third
+    assert told["layers"][0] == {
+        "name": "stem/relu",
+        "index": 1,
+        "node": "stem_relu",
+        "op": "Relu",
+        "shape": [1, 8, 16, 16],
+        "dtype": "float32",
+        "layout": "NCHW",
+        "channel_axis": 1,
+        "batch_axis": 0,
+        "channels": 8,
+        "reduction": [2, 2],
+        "receptive_field": {"size": [3, 3], "start": [-1, -1], "status": "exact"},
+        "macs": 0,
+        "params": 0,
+        "cumulative_macs": stem,
+        "bytes_per_image": 8 * 16 * 16 * 4,
+        "stage": 0,
+        "after_activation": True,
+    }
+
+
+def test_the_size_changes_what_a_layer_costs(client: httpx.Client) -> None:
+    def macs(size: str) -> int:
+        return client.get("/v1/models/small/layers", params={"size": size}).json()["total_macs"]
+
+    # The classifier's cost does not grow with the picture.
+    assert macs("64x64") - 80 == 4 * (macs("32x32") - 80)
+
+
+@pytest.mark.parametrize(
+    ("url", "schema"),
+    [
+        ("/v1/models", schemas.ModelList),
+        ("/v1/models/small", schemas.ModelDescription),
+        ("/v1/models/small/layers", schemas.LayerList),
+        ("/v1/version", schemas.VersionAnswer),
+    ],
+)
+def test_an_answer_is_what_openapi_says(client: httpx.Client, url: str, schema: type) -> None:
+    body = client.get(url).json()
+    assert schema.model_validate(body, strict=True, extra="forbid").model_dump(mode="json") == body
+
+
+def test_every_operation_has_a_stable_name(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    assert sorted(names) == sorted(
+        [
+            "list_models",
+            "get_model",
+            "list_layers",
+            "extract_features",
+            "extract_features_json",
+            "livez",
+            "readyz",
+            "get_version",
+        ]
+    )
+
+
+def test_version_shows_the_limits(client: httpx.Client) -> None:
+    told = client.get("/v1/version").json()
+    assert told["settings"]["max_body_bytes"] == 32 * 2**20
+    assert told["runtime"].startswith("onnxruntime 1.")

@@ -1,0 +1,205 @@
+"""Every refusal is a problem document that says what was given, what is allowed and how to find out."""
+
+import json
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.builders import encoded, photograph
+from tests.servers import Server
+
+URL = "/v1/models/small/features"
+MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id", "error"}
+IMAGE = {"Content-Type": "image/jpeg"}
+
+
+def problem(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert answer.headers["Cache-Control"] == "no-store"
+    body = answer.json()
+    assert body.keys() >= MEMBERS
+    assert body["status"] == answer.status_code
+    assert body["type"] == f"urn:featuremaps:problem:{body['code']}"
+    assert body["error"] == body["detail"]
+    assert body["request_id"] == answer.headers["X-Request-Id"]
+    return body
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "content", "headers", "status", "code"),
+    [
+        ("GET", "/nothing", b"", {}, 404, "not-found"),
+        ("GET", URL, b"", {}, 405, "method-not-allowed"),
+        ("DELETE", "/v1/models", b"", {}, 405, "method-not-allowed"),
+        ("GET", "/v1/models/absent", b"", {}, 404, "model-not-found"),
+        ("GET", "/v1/models/.hidden", b"", {}, 422, "invalid-parameter"),
+        ("GET", "/v1/models/small?version=7", b"", {}, 404, "version-not-found"),
+        ("GET", "/v1/models/small?version=one", b"", {}, 422, "invalid-parameter"),
+        ("GET", "/v1/models/small?vresion=1", b"", {}, 422, "invalid-parameter"),
+        ("GET", "/v1/models/broken", b"", {}, 503, "model-failed"),
+        ("GET", "/v1/models/small/layers?layers=nothing", b"", {}, 404, "layer-not-found"),
+        ("GET", "/v1/models/small/layers?size=0x3", b"", {}, 422, "invalid-parameter"),
+        ("GET", "/v1/models/small/layers?size=9999x9999", b"", {}, 422, "invalid-parameter"),
+        ("GET", "/v1/models/fixed/layers?size=64x64", b"", {}, 422, "invalid-parameter"),
+        ("POST", URL, b"", IMAGE, 400, "malformed-request"),
+        ("POST", URL, b"hello", IMAGE, 415, "unsupported-image-format"),
+        ("POST", URL, b"hello", {"Content-Type": "text/plain"}, 415, "unsupported-media-type"),
+        ("POST", URL, b"hello", {**IMAGE, "Content-Encoding": "gzip"}, 415, "unsupported-media-type"),
+        ("POST", URL, b"{", {"Content-Type": "application/json"}, 400, "malformed-request"),
+        ("POST", URL, b"[]", {"Content-Type": "application/json"}, 422, "invalid-parameter"),
+        ("POST", URL, b'{"images": []}', {"Content-Type": "application/json"}, 422, "invalid-parameter"),
+        ("POST", URL, b'{"images": ["?"]}', {"Content-Type": "application/json"}, 400, "malformed-request"),
+        (
+            "POST",
+            URL,
+            b'{"images": ["aaaa"], "dtype": 3}',
+            {"Content-Type": "application/json"},
+            422,
+            "invalid-parameter",
+        ),
+        (
+            "POST",
+            URL,
+            b'{"images": ["aaaa"], "size": []}',
+            {"Content-Type": "application/json"},
+            422,
+            "invalid-parameter",
+        ),
+        (
+            "POST",
+            URL,
+            b'{"images": ["aaaa"], "x": 1}',
+            {"Content-Type": "application/json"},
+            422,
+            "invalid-parameter",
+        ),
+        ("POST", URL, b"x", {"Content-Type": "multipart/form-data"}, 400, "malformed-request"),
+        ("POST", URL, b"x", {"Content-Type": "multipart/form-data; boundary=b"}, 400, "malformed-request"),
+        ("POST", URL, b"x", {"Content-Type": "application/x-npy"}, 400, "malformed-request"),
+    ],
+)
+def test_bad_input_is_refused(
+    client: httpx.Client,
+    method: str,
+    url: str,
+    content: bytes,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+) -> None:
+    body = problem(client.request(method, url, content=content, headers=headers))
+    assert (body["status"], body["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ({"layers": "stem/rellu"}, 404, "layer-not-found"),
+        ({"layers": ""}, 422, "invalid-parameter"),
+        ({"dtype": "float8"}, 422, "invalid-parameter"),
+        ({"format": "hdf5"}, 422, "invalid-parameter"),
+        ({"format": "npy", "layers": "all"}, 422, "not-combinable"),
+        ({"format": "npy", "compress": "deflate", "layers": "logits"}, 422, "not-combinable"),
+        ({"timeout_s": "0"}, 422, "invalid-parameter"),
+        ({"timeout_s": "nan"}, 422, "invalid-parameter"),
+        ({"timeout_s": "0.000001"}, 504, "deadline-exceeded"),
+        ({"size": "32"}, 422, "invalid-parameter"),
+    ],
+)
+def test_a_bad_parameter_is_refused(
+    client: httpx.Client, jpeg: bytes, query: dict[str, str], status: int, code: str
+) -> None:
+    body = problem(client.post(URL, params=query, content=jpeg, headers=IMAGE))
+    assert (body["status"], body["code"]) == (status, code)
+
+
+def test_an_unknown_layer_is_answered_with_the_nearest(client: httpx.Client, jpeg: bytes) -> None:
+    body = problem(client.post(URL, params={"layers": "stem/rellu"}, content=jpeg, headers=IMAGE))
+    assert body["suggestions"][0] == "stem/relu"
+
+
+def test_accept_that_nothing_satisfies_is_a_406(client: httpx.Client, jpeg: bytes) -> None:
+    body = problem(client.post(URL, content=jpeg, headers={**IMAGE, "Accept": "text/html"}))
+    assert (body["status"], body["code"]) == (406, "not-acceptable")
+
+
+def test_one_bad_image_refuses_the_request_and_is_named(client: httpx.Client, jpeg: bytes) -> None:
+    files = [("image", jpeg), ("image", jpeg[: len(jpeg) // 2])]
+    body = problem(client.post(URL, files=files))
+    assert (body["status"], body["code"], body["index"]) == (422, "image-not-decodable", 1)
+
+
+def test_a_part_of_another_name_is_refused(client: httpx.Client, jpeg: bytes) -> None:
+    assert problem(client.post(URL, files=[("picture", jpeg)]))["code"] == "invalid-parameter"
+
+
+def test_too_many_images_are_refused(client: httpx.Client) -> None:
+    tiny = encoded(photograph(8, 8), "PNG")
+    assert problem(client.post(URL, files=[("image", tiny)] * 17))["code"] == "too-many-images"
+
+
+@pytest.mark.parametrize("count", [16, 17])
+def test_the_limit_of_images_counts_a_tensors_too(client: httpx.Client, count: int) -> None:
+    import numpy as np
+
+    from tests.builders import npy
+
+    body = npy(np.zeros((count, 3, 8, 8), np.float32))
+    answer = client.post(URL, content=body, headers={"Content-Type": "application/x-npy"})
+    assert answer.status_code == (200 if count == 16 else 413)
+
+
+def test_a_body_over_the_limit_is_refused_by_its_announced_length(server: Server) -> None:
+    head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99999999\r\n\r\n"
+    assert b"body-too-large" in raw(server, head.encode())
+
+
+def test_a_body_over_the_limit_is_refused_while_it_arrives(client: httpx.Client) -> None:
+    def endless() -> Any:
+        for _ in range(1000):
+            yield bytes(1 << 20)
+
+    try:
+        body = problem(client.post(URL, content=endless(), headers=IMAGE))
+        assert body["code"] == "body-too-large"
+    except httpx.WriteError:
+        pass  # The server answered and closed while we were still writing.
+
+
+def raw(server: Server, request: bytes) -> bytes:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while not answer.endswith(b"}"):
+            if not (more := connection.recv(65536)):
+                break
+            answer += more
+        return answer
+
+
+def test_a_well_formed_request_id_is_repeated_and_another_is_replaced(client: httpx.Client) -> None:
+    assert client.get("/livez", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
+    assert client.get("/livez", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
+
+
+def test_head_answers_as_get_without_a_body(client: httpx.Client) -> None:
+    head, get = client.head("/v1/models"), client.get("/v1/models")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(get.content))
+
+
+def test_a_refusal_tells_nothing_of_the_machine(client: httpx.Client, repository: Any) -> None:
+    for url in ("/v1/models", "/v1/models/broken", "/v1/models/versions?version=2"):
+        text = client.get(url).text
+        assert str(repository) not in text
+        assert "0x" not in text
+        assert "Traceback" not in text
+
+
+def test_a_problem_is_declared_for_every_operation(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    assert "Problem" in document["components"]["schemas"]
+    assert json.dumps(document).count("#/components/schemas/Problem") > 5
