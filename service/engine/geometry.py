@@ -52,15 +52,25 @@ class Geometry:
         return ReceptiveField(size, (float(self.y.start), float(self.x.start)), status)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What is known when a node is reached: the roles of all axes and the geometry up to there."""
+
+    network: Network
+    roles: Mapping[str, Roles]
+    found: Mapping[str, Geometry]
+
+
 def find_geometry(network: Network, roles: Mapping[str, Roles]) -> dict[str, Geometry]:
     """The geometry of every tensor that sees an input with rows and columns."""
     found = {spec.name: g for spec in network.inputs if (g := _root(network, spec.name, roles))}
+    known = _Known(network, roles, found)
     for node in network.nodes:
         seen = [name for name in node.reads if name in found]
         if not seen or (node.op in ("Shape", "Size") and node.domain == ""):
             continue
         for name in node.makes:
-            y, x = (_made(node, name, axis, network, roles, found) for axis in ("y", "x"))
+            y, x = (_made(node, name, axis, known) for axis in ("y", "x"))
             found[name] = Geometry(y, x)
     return found
 
@@ -72,17 +82,10 @@ def _root(network: Network, name: str, roles: Mapping[str, Roles]) -> Geometry |
     return Geometry(Extent(shape[labels.index("H")]), Extent(shape[labels.index("W")]))
 
 
-def _made(
-    node: Node,
-    name: str,
-    axis: str,
-    network: Network,
-    roles: Mapping[str, Roles],
-    found: Mapping[str, Geometry],
-) -> Extent:
+def _made(node: Node, name: str, axis: str, known: _Known) -> Extent:
     """The extent of one made tensor along `axis`, y or x."""
-    role = ROLE_OF_AXIS[axis]
-    extents = {n: getattr(found[n], axis) for n in node.reads if n in found}
+    role, network, roles = ROLE_OF_AXIS[axis], known.network, known.roles
+    extents = {n: getattr(known.found[n], axis) for n in node.reads if n in known.found}
     if node.op in ELEMENTWISE:
         wide = _size(network, roles, name, role)
         extents = {n: _stretched(e, _size(network, roles, n, role), wide) for n, e in extents.items()}
@@ -94,8 +97,8 @@ def _made(
         labels = roles[carrier]
         before, after = (_size(network, roles, n, role) for n in (carrier, name))
         place = Axis(node, network, labels.index(role), len(labels), before, after, labels)
-        known = node.domain in KNOWN_DOMAINS
-        joined = RULES[node.op](joined, place) if known and node.op in RULES else joined.lost()
+        ruled = node.domain in KNOWN_DOMAINS and node.op in RULES
+        joined = RULES[node.op](joined, place) if ruled else joined.lost()
     return joined if role in roles.get(name, ()) else joined.lost()
 
 

@@ -104,6 +104,8 @@ class Runtime:
         options.graph_optimization_level = level
         options.use_per_session_threads = False
         options.log_severity_level = ERRORS_ONLY + 1
+        # An arena of its own would keep every session's largest intermediate maps for ever.
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
             return ort.InferenceSession(model, options, providers=list(providers))

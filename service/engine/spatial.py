@@ -26,8 +26,8 @@ POOLS = names("MaxPool AveragePool LpPool QLinearAveragePool")
 WINDOWS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, **dict.fromkeys(POOLS, -1)}
 # Furthest cells that one output cell of Resize reads, before and after its place.
 NEAREST_REACH = {
-    "floor": (Fraction(1), HALF),
-    "ceil": (HALF, Fraction(1)),
+    "floor": (Fraction(1), Fraction(0)),
+    "ceil": (Fraction(0), Fraction(1)),
     "round_prefer_floor": (HALF, HALF),
     "round_prefer_ceil": (HALF, HALF),
 }
@@ -123,7 +123,16 @@ def _resized(extent: Extent, axis: Axis) -> Extent:
     if place is None or reach is None:
         return replace(extent.lost(), status="unknown")
     step, offset = place
+    reach = _clamped(axis, step, offset, reach)
     return extent.sampled(step, offset, reach, _mean_rounding(axis, step, offset)).bounded()
+
+
+def _clamped(
+    axis: Axis, step: Fraction, offset: Fraction, reach: tuple[Fraction, Fraction]
+) -> tuple[Fraction, Fraction]:
+    """Places outside the map are moved to its first or last cell."""
+    beyond = step * ((axis.after or 1) - 1) + offset - ((axis.before or 1) - 1)
+    return max(reach[0], beyond), max(reach[1], -offset)
 
 
 def _scale(axis: Axis) -> Fraction | None:
@@ -177,8 +186,6 @@ def _place(axis: Axis, scale: Fraction) -> tuple[Fraction, Fraction] | None:
 def _reach(axis: Axis, scale: Fraction) -> tuple[Fraction, Fraction] | None:
     mode = axis.node.attributes.get("mode", "nearest")
     if mode == "nearest":
-        if axis.node.attributes.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn":
-            return (Fraction(1), Fraction(1))
         return NEAREST_REACH.get(_rounding(axis))
     reach = CUBIC_REACH if mode == "cubic" else LINEAR_REACH
     if axis.node.attributes.get("antialias") and scale < 1:

@@ -47,7 +47,8 @@ class Activity:
         self._active: dict[str, bool] = {}
         for node in network.nodes:
             if not self._dependent.isdisjoint(node.reads):
-                self._active.update(dict.fromkeys(node.makes, self._is_active(node)))
+                values = node.makes if node.op == "Split" else node.makes[:1]
+                self._active.update(dict.fromkeys(values, self._is_active(node)))
 
     def active(self, name: str) -> bool:
         """Whether the values are an activation's, directly or through pooling, reordering and the like."""

@@ -24,7 +24,6 @@ _MAX_CONVERSIONS = 32
 _SRGB_TOLERANCE = 2
 _STRIP_PIXELS = 4_000_000
 
-_PROFILE_SPACE = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _DEEP_MODES = frozenset(("I;16", "I;16L", "I;16B", "I;16N", "I", "F"))
 _PLAIN_MODE = {
     "1": "L",
@@ -196,13 +195,11 @@ def _build(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | Literal["s
     """
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if source.profile.xcolor_space.strip() != _PROFILE_SPACE[mode]:
-            return "ignored"
         conversion = ImageCms.ImageCmsTransform(source, _SRGB, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
         return "srgb" if _changes_nothing(conversion, mode) else conversion
     except Exception:
-        # A picture is more than its profile. Pillow lets OSError, PyCMSError, ValueError and
-        # TypeError through, and whatever lcms may come to mean by a damaged profile is the same.
+        # A picture is more than its profile. lcms refuses what is damaged and what is for another
+        # number of channels; Pillow passes that on as OSError, PyCMSError, ValueError or TypeError.
         return "ignored"
 
 

@@ -35,12 +35,12 @@ _PNG_GRAY_KEY_STEP = {1: 1, 2: 85, 4: 17, 8: 1}
 def decode(body: bytes, *, max_pixels: int) -> Picture:
     """Decode JPEG (MPO, Ultra HDR), PNG (APNG), WebP, GIF, BMP, TIFF or AVIF to sRGB pixels.
 
-    Of a file with several images the first is taken. In this order: EXIF orientation is applied
-    (what is broken counts as upright), palettes are resolved, 16-bit and float gray is scaled,
-    not clipped, colours go through an embedded ICC profile to sRGB (CMYK without one by Pillow's
-    plain formula, Adobe's inverted inks included), and transparency is composited on white. All
-    of it is lossy where it applies; an sRGB picture without alpha keeps the very pixels of
-    Pillow's decoder. Colour of 16 bits a channel arrives cut to 8 bits by Pillow.
+    Of a file with several images the first is taken. EXIF orientation is applied (what is broken
+    counts as upright). In this order palettes are resolved, 16-bit and float gray is scaled, not
+    clipped, colours go through an embedded ICC profile to sRGB (CMYK without one by Pillow's plain
+    formula, Adobe's inverted inks included), and transparency is composited on white. All of it is
+    lossy where it applies; an sRGB picture without alpha keeps the very pixels of Pillow's
+    decoder. Colour of 16 bits a channel arrives cut to 8 bits by Pillow.
 
     Args:
         body: the file, at most as long as the door lets in.
@@ -79,7 +79,8 @@ def _refusals(form: Format) -> Iterator[None]:
     Every Exception, on purpose: Pillow documents no closed list. Damaged and crafted files bring
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError,
     MemoryError, AssertionError, struct.error and zlib.error, the next release may bring others, and
-    none of them must become a 500. Only Pillow works on the body within these blocks.
+    none of them must become a 500. Within these blocks nothing is done but have Pillow open, load
+    and convert; what we find out ourselves is refused outside.
     """
     try:
         yield

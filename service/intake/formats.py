@@ -36,7 +36,7 @@ _MAX_SCANS = 100
 _MAX_JUNK_BYTES = 65_536
 _MAX_CHUNKS = 65_536
 _MAX_ANCILLARY_CHUNKS = 256
-_MAX_BLOCKS = 65_536
+_MAX_GIF_HEAD_BYTES = 2**20
 _MAX_RUN_LENGTH_BYTES = 2**23
 _MAX_TAGS = 4096
 _MAX_TAG_VALUES = 524_288
@@ -108,7 +108,7 @@ def _recognise_ftyp(body: bytes) -> Format:
     box = body[: min(int.from_bytes(body[:4], "big"), 1024)]
     brands = {body[8:12], *(box[i : i + 4] for i in range(16, len(box), 4))}
     if brands & _AVIF_BRANDS:
-        return AVIF
+        return _AVIF
     if brands & _HEIC_BRANDS:
         raise UnsupportedImage(
             "HEIC/HEIF is not supported; convert it with `magick photo.heic photo.jpg`, or set an "
@@ -204,7 +204,7 @@ def _inspect_gif(body: bytes) -> int:
         return 0
     width, height = _little(body, 6, 2), _little(body, 8, 2)
     position = 13 + _palette_bytes(body[10])
-    for _ in range(_MAX_BLOCKS):
+    while position <= _MAX_GIF_HEAD_BYTES:
         introducer = body[position : position + 1]
         if introducer == b",":
             x, y, w, h = (_little(body, position + at, 2) for at in (1, 3, 5, 7))
@@ -212,7 +212,7 @@ def _inspect_gif(body: bytes) -> int:
         if introducer in (b"", b";"):
             return width * height
         position = position + 1 if introducer != b"!" else _after_extension(body, position + 2)
-    raise _absurd("GIF blocks", _MAX_BLOCKS)
+    raise _absurd("bytes before the first frame of a GIF", _MAX_GIF_HEAD_BYTES)
 
 
 def _palette_bytes(flags: int) -> int:
@@ -220,12 +220,9 @@ def _palette_bytes(flags: int) -> int:
 
 
 def _after_extension(body: bytes, position: int) -> int:
-    for _ in range(_MAX_BLOCKS):
-        length = _byte(body, position)
+    while position <= _MAX_GIF_HEAD_BYTES and (length := _byte(body, position)):
         position += 1 + length
-        if not length:
-            return position
-    raise _absurd("GIF blocks", _MAX_BLOCKS)
+    return position + 1
 
 
 def _inspect_webp(body: bytes) -> int:
@@ -250,7 +247,7 @@ def _inspect_tiff(body: bytes) -> int:
     It skips tags whose values cannot all lie in the file, so these do not count.
     """
     order: Literal["little", "big"] = "little" if body.startswith(b"II") else "big"
-    if body[2:4] in (b"+\0", b"\0+"):
+    if b"+" in body[2:4]:  # BigTIFF
         at, offset_size, count_size, entry = 8, 8, 8, "HHQ8x"
     else:
         at, offset_size, count_size, entry = 4, 4, 2, "HHL4x"
@@ -282,17 +279,15 @@ def _inspect_avif(_body: bytes) -> int:
     return 0
 
 
-AVIF = Format("AVIF", "image/avif", AvifImageFile, _inspect_avif)
-_PNG = Format("PNG", "image/png", PngImageFile, _inspect_png)
-_TIFF = Format("TIFF", "image/tiff", _FirstPage, _inspect_tiff)
+_AVIF = Format("AVIF", "image/avif", AvifImageFile, _inspect_avif)
 _SIGNATURES = tuple(
     (re.compile(signature, re.DOTALL), form)
     for signature, form in (
         (rb"\xff\xd8\xff", Format("JPEG", "image/jpeg", _BaseJpeg, _inspect_jpeg)),
-        (rb"\x89PNG\r\n\x1a\n", _PNG),
+        (rb"\x89PNG\r\n\x1a\n", Format("PNG", "image/png", PngImageFile, _inspect_png)),
         (rb"RIFF....WEBP", Format("WebP", "image/webp", WebPImageFile, _inspect_webp)),
         (rb"GIF8[79]a", Format("GIF", "image/gif", GifImageFile, _inspect_gif)),
         (rb"BM", Format("BMP", "image/bmp", BmpImageFile, _inspect_bmp)),
-        (rb"II(\*\0|\+\0)|MM(\0\*|\0\+)", _TIFF),
+        (rb"II[*+]\0|MM\0[*+]", Format("TIFF", "image/tiff", _FirstPage, _inspect_tiff)),
     )
 )

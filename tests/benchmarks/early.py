@@ -26,7 +26,7 @@ MODEL_TOML = "[input]\nresize = 256\nmean = [0.485, 0.456, 0.406]\nstd = [0.229,
 
 def jpeg() -> bytes:
     """About 100 kB: noise makes it large."""
-    return encoded(photograph(500, 375, seed=1), "JPEG", quality=93)
+    return encoded(photograph(500, 375, seed=1), "JPEG", quality=96)
 
 
 def repository(folder: Path) -> Path:
@@ -40,7 +40,7 @@ def bare(file: Path, layer: str) -> None:
     import onnx
     import onnxruntime as ort
 
-    extractor = onnx.utils.Extractor(onnx.load(file))
+    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(onnx.load(file)))
     cut = extractor.extract_model([INPUT], [layer])
     ort.set_global_thread_pool_sizes(2, 1)
     options = ort.SessionOptions()

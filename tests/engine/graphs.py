@@ -20,14 +20,20 @@ import onnxruntime as ort
 
 DATA = Path(os.environ.get("TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-GOOD = (
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+GOOD = words(
     "cifar10_classifier_winml deeplabv3_mnv2_257_voc_nhwc mnist-8 squeezenet1.1_qdq_int8 "
     "squeezenet1.1_upcast_fp32 style_candy superres_core_224 tbefn_240x320 ultraface_RFB-320 yolox_nano "
     "yunet_120x160"
-).split()
-LIGHT_NAMES = (
+)
+LIGHT_NAMES = words(
     "bvlc_alexnet densenet121 inception_v1 inception_v2 resnet50 shufflenet squeezenet vgg19 zfnet512"
-).split()
+)
 
 
 def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:

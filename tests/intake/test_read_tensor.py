@@ -120,7 +120,7 @@ def test_an_empty_axis_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_a_single_number_is_no_tensor_even_where_the_rank_is_unknown() -> None:
     with pytest.raises(ShapeMismatch):
-        read_tensor(saved(np.float32(3).reshape(())), replace(SPEC, shape=None))
+        read_tensor(saved(np.array(3, np.float32)), replace(SPEC, shape=None))
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])

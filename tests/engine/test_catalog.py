@@ -1,0 +1,142 @@
+"""Finding and loading models."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from service.engine.catalog import Catalog
+from service.engine.loaded import LoadedModel, load
+from service.engine.plan_cache import PlanCache
+from service.engine.runner import Runtime
+from service.errors import ConfigurationError, ModelFailed, ModelNotFound, VersionNotFound
+from tests.builders import put, small_cnn
+
+RUNTIME, PLANS = Runtime(), PlanCache(1 << 30)
+
+
+def load_model(name: str, version: str, file: Path, folder: Path) -> LoadedModel:
+    return load(name, version, file, folder, RUNTIME, PLANS)
+
+
+def state(path: Path, name: str) -> tuple[str, str | None]:
+    catalog = Catalog([path], load_model)
+    catalog.load_all()
+    summary = catalog.entry(name).summary()
+    return summary.state, summary.reason
+
+
+def test_scanning_loads_nothing(repository: Path) -> None:
+    states = {e.name: e.summary().state for e in Catalog([repository], load_model).entries.values()}
+    assert states == dict.fromkeys(["broken", "fixed", "reshaping", "small", "versions"], "unloaded")
+
+
+def test_many_who_ask_at_once_load_once(repository: Path) -> None:
+    loads, gate = [], threading.Barrier(4)
+
+    def counted(*given: object) -> LoadedModel:
+        loads.append(given)
+        return load_model(*given)  # type: ignore[arg-type]
+
+    catalog = Catalog([repository], counted)
+
+    def ask() -> LoadedModel:
+        gate.wait()
+        return catalog.get("small", None)
+
+    with ThreadPoolExecutor(4) as pool:
+        models = {id(future.result()) for future in [pool.submit(ask) for _ in range(4)]}
+    assert (len(loads), len(models)) == (1, 1)
+
+
+def test_a_failed_load_is_kept_and_not_tried_again(repository: Path) -> None:
+    catalog = Catalog([repository], load_model)
+    for _ in range(2):
+        with pytest.raises(ModelFailed, match="Git LFS"):
+            catalog.get("broken", None)
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(repository: Path) -> None:
+    with pytest.raises(ModelNotFound, match="small") as refusal:
+        Catalog([repository], load_model).get("absent", None)
+    assert "small" in refusal.value.extensions["suggestions"]
+
+
+def test_an_unknown_version_is_answered_with_those_there_are(repository: Path) -> None:
+    with pytest.raises(VersionNotFound, match="it has 2, 1"):
+        Catalog([repository], load_model).get("versions", "3")
+
+
+def test_a_version_asked_for_by_number_is_not_replaced_by_another(repository: Path) -> None:
+    with pytest.raises(ModelFailed, match="version 2 failed"):
+        Catalog([repository], load_model).get("versions", "2")
+
+
+def test_one_file_is_a_repository_of_one(repository: Path) -> None:
+    catalog = Catalog([repository / "small/1/model.onnx"], load_model)
+    assert catalog.get("model", "1").identity.name == "model"
+
+
+def test_triton_keeps_a_model_with_external_data_in_a_folder(tmp_path: Path) -> None:
+    put(tmp_path, "small", small_cnn())
+    (tmp_path / "small/1/model.onnx").rename(tmp_path / "file")
+    (tmp_path / "small/1/model.onnx").mkdir()
+    (tmp_path / "file").rename(tmp_path / "small/1/model.onnx/model.onnx")
+    assert state(tmp_path, "small") == ("ready", None)
+
+
+def test_a_link_that_leaves_the_repository_is_refused(tmp_path: Path) -> None:
+    outside = put(tmp_path / "outside", "m", small_cnn())
+    (tmp_path / "inside/m/1").mkdir(parents=True)
+    (tmp_path / "inside/m/1/model.onnx").symlink_to(outside)
+    assert state(tmp_path / "inside", "m") == ("failed", "the model is a link that leaves the repository")
+
+
+@pytest.mark.parametrize("name", ["-m", "a b", "m" * 101, "ü"])
+def test_a_name_that_no_url_could_carry_is_listed_as_failed(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name, small_cnn())
+    assert state(tmp_path, name)[0] == "failed"
+
+
+def test_a_folder_without_a_version_is_listed_as_failed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".git").mkdir()
+    assert state(tmp_path, "empty")[0] == "failed"
+    assert list(Catalog([tmp_path], load_model).entries) == ["empty"]
+
+
+def test_two_models_of_one_name_are_an_error_at_start(repository: Path) -> None:
+    with pytest.raises(ConfigurationError, match="two"):
+        Catalog([repository, repository], load_model)
+
+
+def test_a_path_that_is_nothing_is_an_error_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="neither"):
+        Catalog([tmp_path / "absent"], load_model)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("bad/external_data_missing.onnx", "external data file 'mobilenet_v2_fp32.onnx.data' is missing"),
+        ("bad/lfs_pointer_resnet18-v1-7.onnx", "Git LFS pointer"),
+        ("bad/needs_contrib_superres.onnx", "an operator that onnxruntime does not have"),
+        ("bad/no_opset_import_mnist.onnx", "no opset"),
+        ("bad/truncated_1MB_squeezenet1.1_fp16.onnx", "truncated"),
+        ("odd/mnist.ort", "onnxruntime's own format"),
+    ],
+)
+def test_every_bad_file_fails_with_its_reason(test_data: Path, file: str, reason: str) -> None:
+    path = test_data / "models" / file
+    found, told = state(path, path.stem)
+    assert found == "failed"
+    assert reason in (told or "")
+
+
+def test_an_output_that_is_no_tensor_does_not_keep_the_others_from_serving(test_data: Path) -> None:
+    catalog = Catalog([test_data / "models/odd/mnist_winmltools_zipmap.onnx"], load_model)
+    model = catalog.get("mnist_winmltools_zipmap", None)
+    names = [layer.name for layer in model.layers().layers]
+    assert "prediction" not in names
+    assert len(names) > 10
