@@ -9,8 +9,12 @@ import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+from service.engine.runner import Runtime
 from tests.builders import encoded, photograph, put, reshaping_cnn, small_cnn
 from tests.servers import Server, serving
+
+# Sessions of one process share a thread pool or none does: it has to be there before any of them.
+Runtime()
 
 ROOT = Path(__file__).parents[1]
 

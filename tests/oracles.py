@@ -26,6 +26,7 @@ class UncutGraph:
         proto.ir_version = max(proto.ir_version, 4)
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.use_per_session_threads = False
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
         self._session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])

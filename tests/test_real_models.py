@@ -101,5 +101,5 @@ def report(
     where: str,
 ) -> int:
     with capsys.disabled():
-        print(f"\n{count} layers, optimisation {optimised[0]}: worst difference {worst:.3g} {where}")  # noqa: T201
+        print(f"\n{count} layers, optimisation {optimised[0]}: worst difference {worst:.3g} {where}")
     return count

@@ -3,7 +3,6 @@
 The only module that imports it.
 """
 
-import functools
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ ELEMENT_TYPES = {
     "bool": "bool",
 } | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 ERRORS_ONLY = 3
+_pool_sizes: list[int] = []
 
 
 class Session:
@@ -144,15 +144,15 @@ def _installed(name: str) -> bool:
     return True
 
 
-@functools.cache
 def _share_threads(threads: int) -> None:
     """Sessions with pools of their own spin against each other, so all share the process's one.
 
-    The runtime takes the first size only; a test that makes a second Runtime keeps the first.
+    It is made once: a second Runtime of the same process, as tests have, shares the first one's.
     """
-    ort.set_default_logger_severity(ERRORS_ONLY)
-    if _share_threads.cache_info().currsize == 0:
-        ort.set_global_thread_pool_sizes(threads or len(os.sched_getaffinity(0)), 1)
+    if not _pool_sizes:
+        ort.set_default_logger_severity(ERRORS_ONLY)
+        _pool_sizes.append(threads or len(os.sched_getaffinity(0)))
+        ort.set_global_thread_pool_sizes(_pool_sizes[0], 1)
 
 
 def _providers(provider: Provider, fallback: bool, available: Sequence[str]) -> tuple[str, list[str]]:

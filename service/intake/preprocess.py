@@ -121,11 +121,11 @@ def _fit(photo: tuple[int, int], recipe: Preprocessing) -> _Fitted:
 
 
 def _short_side(photo: tuple[int, int], short: int) -> tuple[int, int]:
-    """`torchvision.transforms.functional.resize` with one number: the long side is truncated."""
+    """The long side to the nearest pixel; torchvision truncates it, which bends the picture more."""
     height, width = photo
     if width <= height:
-        return int(short * height / width), short
-    return short, int(short * width / height)
+        return round(short * height / width), short
+    return short, round(short * width / height)
 
 
 def _cover(photo: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

@@ -67,6 +67,7 @@ def by_name(rows: Sequence[Layer]) -> dict[str, Layer]:
 
 def session(content: bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
+    options.use_per_session_threads = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4

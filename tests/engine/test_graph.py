@@ -1,7 +1,6 @@
 """Reading, checking and cutting ONNX files."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,7 +96,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
     ],
 )
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str, reason: str) -> None:
-    os.symlink("/etc/passwd", tmp_path / "link.bin")
+    (tmp_path / "link.bin").symlink_to("/etc/passwd")
     with pytest.raises(ModelFailed, match=reason):
         read(external(tmp_path, location=location))
 
@@ -169,17 +168,14 @@ def test_every_cut_of_a_light_model_runs_and_is_smaller_than_the_whole(light_mod
 
 
 def test_a_cut_computes_exactly_what_the_uncut_graph_computes(tmp_path: Path) -> None:
-    import onnxruntime as ort
-
     path = written(tmp_path, small_cnn(1, 16, 16))
     image = np.random.default_rng(0).random((1, 3, 16, 16), np.float32)
     names = [name for node in read(path).nodes for name in node.makes]
     expected = UncutGraph(path, names).run({"image": image})
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name in names:
-        session = ort.InferenceSession(read(path).cut([name]), options, ["CPUExecutionProvider"])
-        assert np.array_equal(session.run(None, {"image": image})[0], expected[name])
+        part = tmp_path / "part.onnx"
+        part.write_bytes(read(path).cut([name]))
+        assert np.array_equal(UncutGraph(part, [name]).run({"image": image})[name], expected[name])
 
 
 def test_weights_are_drawn_from_their_name_so_that_models_differ() -> None:

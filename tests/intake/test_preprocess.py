@@ -1,4 +1,4 @@
-"""The oracle is torchvision's arithmetic on PIL images, written out from its documentation and source."""
+"""The oracle is torchvision's arithmetic on PIL images, the long side rounded instead of truncated."""
 
 import subprocess
 import sys
@@ -50,11 +50,11 @@ def seen(photo: Picture, recipe: Preprocessing) -> npt.NDArray[np.uint8]:
 
 
 def torchvision_resize_and_crop(photo: Picture, short: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """`Resize(short)` and `CenterCrop(size)` of torchvision.transforms.functional on a PIL image."""
+    """`Resize(short)`, but for the rounding of the long side, and `CenterCrop(size)` of torchvision."""
     image = Image.fromarray(photo.pixels)
     w, h = image.size
     smaller, longer = (w, h) if w <= h else (h, w)
-    new_short, new_long = short, int(short * longer / smaller)
+    new_short, new_long = short, round(short * longer / smaller)
     new_w, new_h = (new_short, new_long) if w <= h else (new_long, new_short)
     image = image.resize((new_w, new_h), Image.Resampling.BILINEAR)
     crop_h, crop_w = size
