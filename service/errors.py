@@ -119,6 +119,22 @@ class ModelNeedsConstants(RequestError):
     code, title = "model-needs-constants", "The model has further inputs without constants"
 
 
+class ImageNotFound(RequestError):
+    code, title = "image-not-found", "No such image"
+
+
+class NotDrawable(RequestError):
+    code, title = "not-drawable", "This layer cannot be drawn in this way"
+
+
+class NoFilters(RequestError):
+    code, title = "no-filters", "No convolution made this layer"
+
+
+class StoreUnavailable(CapacityError):
+    code, title = "store-unavailable", "The store of images cannot be reached"
+
+
 class Overloaded(CapacityError):
     code, title = "overloaded", "The service is full"
 

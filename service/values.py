@@ -20,6 +20,10 @@ Color = Literal["rgb", "bgr", "gray", "y"]
 FieldStatus = Literal["exact", "upper_bound", "whole_input", "unknown"]
 DtypeChoice = Literal["native", "float32", "float16"]
 Compress = Literal["none", "deflate"]
+Style = Literal["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam"]
+Combine = Literal["mean", "max", "norm"]
+Normalize = Literal["layer", "channel", "fixed"]
+PictureFormat = Literal["png", "webp", "jpeg"]
 Coding = Literal["zstd", "gzip"]
 Chunk = bytes | memoryview
 
@@ -144,6 +148,51 @@ class FeatureMap:
 
     layer: Layer
     values: Array
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which cells of a layer's grid a map holds: rows `y` to `y + height`, columns `x` to `x + width`."""
+
+    y: int
+    x: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a feature map is drawn; None leaves the choice to the drawing.
+
+    `clip` is in percent of the values; `scale` are pixels a cell; `image_weight` 0..1 is the weight
+    of the photograph in an overlay; `target` is a class's index.
+    """
+
+    style: Style = "grid"
+    channel: int | None = None
+    combine: Combine = "mean"
+    normalize: Normalize = "layer"
+    vmin: float | None = None
+    vmax: float | None = None
+    clip: float = 0.0
+    colormap: str | None = None
+    columns: int | None = None
+    scale: int | None = None
+    image_weight: float = 0.5
+    target: int | None = None
+    format: PictureFormat = "png"
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image kept for a while: `id` is the SHA-256 of its bytes, `expires_at` seconds since 1970."""
+
+    id: str
+    body: bytes
+    media_type: str
+    width: int
+    height: int
+    expires_at: float
 
 
 @dataclass(frozen=True, eq=False)
