@@ -18,7 +18,8 @@ PadAt = Literal["centre", "top-left"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Color = Literal["rgb", "bgr", "gray", "y"]
 FieldStatus = Literal["exact", "upper_bound", "whole_input", "unknown"]
-DtypeChoice = Literal["native", "float32", "float16"]
+DtypeChoice = Literal["native", "float32", "float16", "uint8"]
+Pool = Literal["none", "avg", "max", "gem"]
 Compress = Literal["none", "deflate"]
 Style = Literal["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam"]
 Combine = Literal["mean", "max", "norm"]
@@ -161,6 +162,36 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Channels:
+    """Which channels: `indices` as listed, or the `top` ones of each image by mean absolute activation."""
+
+    indices: tuple[int, ...] = ()
+    top: int | None = None
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the upright photograph, in pixels or in percent of its sides."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What is done to every map, in this order: channels, region, pool or grid, cast."""
+
+    channels: Channels | None = None
+    region: Region | None = None
+    pool: Pool = "none"
+    grid: tuple[int, int] | None = None
+    dtype: DtypeChoice = "native"
+
+
+@dataclass(frozen=True)
 class Drawing:
     """How a feature map is drawn; None leaves the choice to the drawing.
 
@@ -200,6 +231,7 @@ class Job:
     """What one request asks: images (encoded) or a ready tensor (`.npy`), and what is wanted of them.
 
     `format` None leaves the choice to `accept`; `coding` is the content coding of the answer.
+    `image_id` names a kept image, whose maps are worth keeping too.
     """
 
     model: str
@@ -207,12 +239,13 @@ class Job:
     images: tuple[bytes, ...]
     tensor: bytes | None
     layers: tuple[str, ...]
-    dtype: DtypeChoice = "native"
+    reduction: Reduction = Reduction()
     format: str | None = None
     accept: str | None = None
     compress: Compress = "none"
     coding: Coding | None = None
     size: tuple[int, int] | None = None
+    image_id: str | None = None
     timeout_s: float = 60.0
 
 

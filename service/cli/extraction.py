@@ -9,8 +9,8 @@ import click
 
 from service.errors import ConfigurationError
 from service.output.table import FORMATS
-from service.pipeline import Pipeline
-from service.values import Compress, DtypeChoice, Job, Payload
+from service.pipeline.work import Pipeline
+from service.values import Compress, Job, Payload, Reduction
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Extraction:
 
     model: str
     layers: tuple[str, ...]
-    dtype: DtypeChoice
+    reduction: Reduction
     format: str | None
     compress: Compress
     size: tuple[int, int] | None
@@ -47,7 +47,7 @@ def _job(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> Job:
         images=(image.read_bytes(),),
         tensor=None,
         layers=wanted.layers,
-        dtype=wanted.dtype,
+        reduction=wanted.reduction,
         format=kind,
         compress=wanted.compress,
         size=wanted.size,

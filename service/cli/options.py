@@ -7,6 +7,7 @@ from typing import Any, get_args
 import click
 
 from service.settings import Settings
+from service.values import DtypeChoice, Pool
 
 # What matters where no server is started.
 OFFLINE = ("models", "graph_optimization", "provider", "provider_fallback", "threads")
@@ -28,6 +29,25 @@ def setting_options(names: Sequence[str] = tuple(Settings.model_fields)) -> Call
         return click.option("--config", metavar="FILE", help="TOML file of settings.")(wrapped)
 
     return decorate
+
+
+def reduction_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what can be done to every map, in the order in which it is done."""
+    for option in reversed(
+        (
+            click.option("--channels", metavar="0..15,32|top:8", help="Which channels."),
+            click.option("--region", metavar="x,y,w,h|pct:x,y,w,h", help="Part of the upright photograph."),
+            click.option(
+                "--pool", type=click.Choice(get_args(Pool)), default="none", help="Over rows and columns."
+            ),
+            click.option("--grid", metavar="HxW", help="Adaptive average pooling to that size."),
+            click.option(
+                "--dtype", type=click.Choice(get_args(DtypeChoice)), default="native", help="Of the values."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 def _option(name: str) -> Callable[[Any], Any]:

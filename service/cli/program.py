@@ -12,11 +12,12 @@ from typing import Any, get_args
 import click
 
 from service import __version__
-from service.cli.options import OFFLINE, setting_options
+from service.cli.options import OFFLINE, reduction_options, setting_options
 from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
+from service.output.words import read_channels, read_grid, read_region
 from service.settings import Settings, read_settings
-from service.values import Compress, DtypeChoice
+from service.values import Compress, Reduction
 
 BAD_USAGE, FAILED = 2, 1
 IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -123,7 +124,7 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=IMAGE_FILE)
 @click.option("--layers", "words", multiple=True, default=("stages",), help="Which layers; repeatable.")
-@click.option("--dtype", type=click.Choice(get_args(DtypeChoice)), default="native", help="Of the values.")
+@reduction_options
 @click.option("--format", "kind", type=click.Choice(tuple(FORMATS)), help="Default: npz, or as OUTPUT ends.")
 @click.option("--compress", type=click.Choice(get_args(Compress)), default="none", help="For npz.")
 @click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
@@ -151,7 +152,7 @@ def extract(
         wanted = Extraction(
             model=_name(model),
             layers=tuple(asked["words"]),
-            dtype=asked["dtype"],
+            reduction=_reduction(asked),
             format=asked["kind"],
             compress=asked["compress"],
             size=_sides(asked["size"]),
@@ -178,6 +179,21 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     settings = read_settings(options, os.environ)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
     return settings
+
+
+def _reduction(asked: Mapping[str, Any]) -> Reduction:
+    """As over HTTP.
+
+    Raises:
+        InvalidParameter
+    """
+    return Reduction(
+        channels=read_channels(asked["channels"]) if asked["channels"] else None,
+        region=read_region(asked["region"]) if asked["region"] else None,
+        pool=asked["pool"],
+        grid=read_grid(asked["grid"]) if asked["grid"] else None,
+        dtype=asked["dtype"],
+    )
 
 
 def _name(model: str) -> str:

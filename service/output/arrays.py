@@ -12,7 +12,7 @@ from numpy.lib import format as npy_format
 from safetensors.numpy import save
 
 from service.errors import AnswerTooLarge, NameNotStorable, NonFinite, NotCombinable
-from service.values import Array, Chunk, Compress, FeatureMap
+from service.values import Array, Chunk, Compress
 
 METADATA_MEMBER = "__metadata__"
 # A fixed time, the earliest that a zip can hold: the same maps give the same bytes.
@@ -43,13 +43,15 @@ class Npz:
                     layer=name,
                 )
 
-    def encode(self, maps: Sequence[FeatureMap], metadata: Metadata, compress: Compress) -> tuple[Chunk, ...]:
+    def encode(
+        self, arrays: Mapping[str, Array], metadata: Metadata, compress: Compress
+    ) -> tuple[Chunk, ...]:
         """The archive's bytes; members are stored, or deflated at a fast level."""
         method = zipfile.ZIP_DEFLATED if compress == "deflate" else zipfile.ZIP_STORED
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w", method, compresslevel=FAST_DEFLATE) as archive:
-            for feature_map in maps:
-                _write_member(archive, feature_map.layer.name, feature_map.values)
+            for name, values in arrays.items():
+                _write_member(archive, name, values)
             text = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
             _write_member(archive, METADATA_MEMBER, text)
         return (stream.getbuffer(),)
@@ -77,9 +79,11 @@ class Safetensors:
                 f"safetensors cannot carry a layer called {METADATA_MEMBER!r}: ask for format=npy"
             )
 
-    def encode(self, maps: Sequence[FeatureMap], metadata: Metadata, compress: Compress) -> tuple[Chunk, ...]:
+    def encode(
+        self, arrays: Mapping[str, Array], metadata: Metadata, compress: Compress
+    ) -> tuple[Chunk, ...]:
         """Little-endian, C order, as the format has it."""
-        tensors = {m.layer.name: np.asarray(m.values, order="C") for m in maps}
+        tensors = {name: np.asarray(values, order="C") for name, values in arrays.items()}
         return (save(tensors, {"featuremaps": json.dumps(metadata)}),)
 
 
@@ -102,29 +106,33 @@ class Npy:
                 actual=len(layers),
             )
 
-    def encode(self, maps: Sequence[FeatureMap], metadata: Metadata, compress: Compress) -> tuple[Chunk, ...]:
+    def encode(
+        self, arrays: Mapping[str, Array], metadata: Metadata, compress: Compress
+    ) -> tuple[Chunk, ...]:
         """Header and values, the values not copied."""
-        return _npy(maps[0].values)
+        return _npy(next(iter(arrays.values())))
 
 
-def encode_json(maps: Sequence[FeatureMap], model: str, version: str, *, max_bytes: int) -> tuple[Chunk, ...]:
+def encode_json(
+    arrays: Mapping[str, Array], model: str, version: str, *, max_bytes: int
+) -> tuple[Chunk, ...]:
     """Numbers as JSON: `{model, version, layers: [{name, shape, dtype, data: [flat]}]}`.
 
     Raises:
         NonFinite: NaN or infinity, which JSON has no word for.
         AnswerTooLarge: the text is longer than `max_bytes`.
     """
-    for feature_map in maps:
-        _refuse_non_finite(feature_map)
+    for name, values in arrays.items():
+        _refuse_non_finite(name, values)
     layers = [
         {
-            "name": m.layer.name,
-            "shape": m.values.shape,
-            "dtype": m.values.dtype.name,
+            "name": name,
+            "shape": values.shape,
+            "dtype": values.dtype.name,
             # orjson writes each number with the fewest digits that give the same float32 again.
-            "data": np.asarray(m.values, order="C").ravel(),
+            "data": np.asarray(values, order="C").ravel(),
         }
-        for m in maps
+        for name, values in arrays.items()
     ]
     body = orjson.dumps(
         {"model": model, "version": version, "layers": layers}, option=orjson.OPT_SERIALIZE_NUMPY
@@ -139,9 +147,9 @@ def encode_json(maps: Sequence[FeatureMap], model: str, version: str, *, max_byt
     return (body,)
 
 
-def least_json_bytes(dtype: str) -> int:
+def least_json_bytes(dtype: np.dtype[np.generic]) -> int:
     """The fewest characters that one number takes: `0.0,`, `0,`, `true,`."""
-    return {"f": 4, "b": 5}.get(np.dtype(dtype).kind, 2)
+    return {"f": 4, "b": 5}.get(dtype.kind, 2)
 
 
 def _refuse_compress(compress: Compress, name: str) -> None:
@@ -152,15 +160,15 @@ def _refuse_compress(compress: Compress, name: str) -> None:
         )
 
 
-def _refuse_non_finite(feature_map: FeatureMap) -> None:
-    if feature_map.values.dtype.kind != "f":
+def _refuse_non_finite(name: str, values: Array) -> None:
+    if values.dtype.kind != "f":
         return
-    count = int(np.count_nonzero(~np.isfinite(feature_map.values)))
+    count = int(np.count_nonzero(~np.isfinite(values)))
     if count:
         raise NonFinite(
-            f"layer {feature_map.layer.name!r} holds {count} values that are NaN or infinite, which JSON "
+            f"layer {name!r} holds {count} values that are NaN or infinite, which JSON "
             "cannot carry: ask extract_features for arrays",
-            layer=feature_map.layer.name,
+            layer=name,
             count=count,
         )
 

@@ -1,67 +1,245 @@
-"""Array to array: what is done to a feature map between the network and the encoder."""
+"""Array to array: channels, region, pool or grid, cast, in this order, which is part of the contract."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from service.errors import InvalidParameter, OutOfRange
-from service.values import Array, DtypeChoice, FeatureMap
+from service.errors import InvalidParameter, NotCombinable
+from service.output.quantise import cast, quantise
+from service.values import Array, Channels, FeatureMap, Layer, Reduction, Window
+
+# Generalised mean pooling: p = 3 and this floor as in Radenović et al. 2018, arXiv 1711.02512.
+GEM_POWER, GEM_FLOOR = 3, 1e-6
 
 
-def cast(feature_map: FeatureMap, dtype: DtypeChoice) -> FeatureMap:
-    """The map's values as `dtype`, rounded to nearest; infinity and NaN stay what they are.
-
-    The error is within `error_bound`.
+def check(layer: Layer, reduction: Reduction) -> None:
+    """Refuse, before anything runs, what cannot be done to a layer.
 
     Raises:
-        OutOfRange: a finite value would become infinite.
-        InvalidParameter: the layer holds text.
+        InvalidParameter: the layer holds no numbers, or has no such channel.
+        NotCombinable: grid together with pool, or a layer without what a reduction needs.
     """
-    values = feature_map.values
-    if not is_numeric(feature_map.layer.dtype):
+    if not is_numeric(layer.dtype):
         raise InvalidParameter(
-            f"layer {feature_map.layer.name!r} holds {feature_map.layer.dtype}, not numbers",
+            f"layer {layer.name!r} holds {layer.dtype}, not numbers that a format carries",
             parameter="layers",
         )
-    if dtype == "native" or values.dtype == dtype:
-        return feature_map
-    with np.errstate(over="ignore"):
-        narrowed = values.astype(dtype)
-    if _overflowed(values, narrowed):
-        raise OutOfRange(
-            f"layer {feature_map.layer.name!r} holds values up to {_largest(values):.6g}, beyond "
-            f"{np.finfo(dtype).max:g}, the largest {dtype}: ask for a wider dtype",
-            layer=feature_map.layer.name,
+    if reduction.grid and reduction.pool != "none":
+        raise NotCombinable("grid and pool are two ways to do the same: ask for one of them")
+    if (reduction.grid or reduction.region) and not has_space(layer):
+        raise NotCombinable(
+            f"layer {layer.name!r} has no rows and columns, so grid and region are not for it",
+            layer=layer.name,
         )
-    return FeatureMap(feature_map.layer, narrowed)
+    if reduction.channels:
+        _check_channels(layer, reduction.channels)
+
+
+def apply(
+    feature_map: FeatureMap, reduction: Reduction, windows: Sequence[Window | None]
+) -> dict[str, Array]:
+    """The map after every step, under the layer's name, with the arrays that belong beside it.
+
+    `windows` holds one an image, or one for all. Beside it stand `<layer>#channels` (N, k) int64
+    for `top`, and `<layer>#scale` float32 and `<layer>#zero_point` uint8 for uint8, of the map's
+    rank with length one where they broadcast.
+
+    Raises:
+        OutOfRange: the dtype cannot carry a value.
+    """
+    layer, values = feature_map.layer, feature_map.values
+    arrays: dict[str, Array] = {}
+    if reduction.channels:
+        values, chosen = _select(layer, values, reduction.channels)
+        if chosen is not None:
+            arrays[f"{layer.name}#channels"] = chosen
+    if reduction.region:
+        values = _cut(layer, values, windows)
+    if has_space(layer):
+        values = _pooled(values, reduction, spatial_axes(layer))
+    pooled = values.ndim < len(feature_map.values.shape)
+    if reduction.dtype != "uint8":
+        return {layer.name: cast(layer, values, reduction.dtype), **arrays}
+    axes = _shared_axes(layer, values.ndim, pooled)
+    levels, scale, zero_point = quantise(layer, values, axes)
+    beside = {f"{layer.name}#scale": scale, f"{layer.name}#zero_point": zero_point}
+    return {layer.name: levels, **arrays, **beside}
+
+
+def cut_channels_and_region(
+    feature_map: FeatureMap, reduction: Reduction, windows: Sequence[Window | None]
+) -> FeatureMap:
+    """The first two steps only, for who draws what is left."""
+    values = feature_map.values
+    if reduction.channels:
+        values, _ = _select(feature_map.layer, values, reduction.channels)
+    if reduction.region:
+        values = _cut(feature_map.layer, values, windows)
+    return FeatureMap(feature_map.layer, values)
+
+
+def answer_bytes(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:
+    """Bytes of what `apply` gives for `images`; 0 where the shape is known only when it runs."""
+    elements = answer_elements(layer, reduction, images, window)
+    if not elements:
+        return 0
+    return elements * answer_dtype(layer, reduction).itemsize + _beside_bytes(layer, reduction, images)
+
+
+def answer_elements(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:
+    """How many values `apply` gives under the layer's own name; 0 where that is known only when it runs."""
+    if layer.shape is None or None in layer.shape:
+        return 0
+    shape = [size or 0 for size in layer.shape]
+    if layer.batch_axis is not None:
+        shape[layer.batch_axis] *= images
+    if reduction.channels and layer.channel_axis is not None:
+        shape[layer.channel_axis] = _chosen(reduction.channels)
+    if has_space(layer):
+        rows, columns = spatial_axes(layer)
+        if window:
+            shape[rows], shape[columns] = window.height, window.width
+        if reduction.grid:
+            shape[rows], shape[columns] = reduction.grid
+        if reduction.pool != "none":
+            shape[rows] = shape[columns] = 1
+    return int(np.prod(shape, dtype=object))
+
+
+def answer_dtype(layer: Layer, reduction: Reduction) -> np.dtype[np.generic]:
+    """The dtype of the values that `apply` gives."""
+    if reduction.dtype != "native":
+        return np.dtype(reduction.dtype)
+    averages = has_space(layer) and (reduction.grid is not None or reduction.pool in ("avg", "gem"))
+    return _averaged(np.dtype(layer.dtype)) if averages else np.dtype(layer.dtype)
+
+
+def _chosen(channels: Channels) -> int:
+    return channels.top or len(channels.indices)
+
+
+def _beside_bytes(layer: Layer, reduction: Reduction, images: int) -> int:
+    """Bytes of `#channels` (int64), `#scale` (float32) and `#zero_point` (uint8)."""
+    chosen = reduction.channels
+    total = 8 * chosen.top * images if chosen and chosen.top else 0
+    if reduction.dtype == "uint8":
+        scales = 1
+        if has_space(layer) and reduction.pool == "none":
+            scales = _chosen(chosen) if chosen else layer.channels or 1
+        total += 5 * scales * (images if layer.batch_axis is not None else 1)
+    return total
 
 
 def is_numeric(dtype: str) -> bool:
-    """Whether numpy itself has the dtype: text and bfloat16 are not numbers that the formats carry."""
+    """Whether numpy itself has the dtype: text and bfloat16 are no numbers that the formats carry."""
     try:
         return np.dtype(dtype).kind in "biuf"
     except TypeError:
         return False
 
 
-def itemsize(dtype: str, choice: DtypeChoice) -> int:
-    """Bytes of one value of a layer of `dtype` in the answer."""
-    return np.dtype(dtype if choice == "native" else choice).itemsize
+def has_space(layer: Layer) -> bool:
+    """Whether the layer's map has rows and columns that are known as such."""
+    return layer.layout in ("NCHW", "NHWC")
 
 
-def error_bound(dtype: str, choice: DtypeChoice) -> dict[str, float] | None:
-    """How far a value may lie from the network's; None where the cast is exact.
-
-    `|error| <= max(relative * |x|, absolute)`: half a unit in the last place (IEEE 754).
-    """
-    if choice == "native" or np.can_cast(dtype, choice, "safe"):
-        return None
-    kind = np.finfo(choice)
-    return {"relative": float(kind.eps) / 2, "absolute": float(kind.smallest_subnormal) / 2}
+def spatial_axes(layer: Layer) -> tuple[int, int]:
+    """The axes of rows and columns."""
+    return (2, 3) if layer.layout == "NCHW" else (1, 2)
 
 
-def _overflowed(values: Array, narrowed: Array) -> bool:
-    infinite = np.isinf(narrowed)
-    return bool(infinite.any()) and bool((infinite & np.isfinite(values)).any())
+def _averaged(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """A mean of whole numbers is no whole number."""
+    return dtype if dtype.kind == "f" else np.dtype(np.float32)
 
 
-def _largest(values: Array) -> float:
-    return float(np.abs(values[np.isfinite(values)]).max())
+def _check_channels(layer: Layer, channels: Channels) -> None:
+    if layer.channel_axis is None or layer.channels is None:
+        raise NotCombinable(
+            f"the channels of layer {layer.name!r} are not known, so none can be chosen", layer=layer.name
+        )
+    most = channels.top or max(channels.indices) + 1
+    if most > layer.channels:
+        raise InvalidParameter(
+            f"layer {layer.name!r} has {layer.channels} channels, 0..{layer.channels - 1}",
+            parameter="channels",
+            limit=layer.channels,
+            actual=most,
+        )
+
+
+def _select(layer: Layer, values: Array, channels: Channels) -> tuple[Array, Array | None]:
+    """The chosen channels; for `top` also their indices (N, k), most active first, ties in order."""
+    axis = layer.channel_axis
+    assert axis is not None
+    if channels.top is None:
+        return np.take(values, channels.indices, axis=axis), None
+    size = np.abs(
+        np.moveaxis(values, axis, 1).reshape(len(values), values.shape[axis], -1).astype(np.float64)
+    )
+    # What is not a number ranks last.
+    activity = np.nan_to_num(size.mean(axis=2), nan=-1.0, posinf=np.inf)
+    order = np.argsort(-activity, axis=1, kind="stable")[:, : channels.top].astype(np.int64)
+    index = np.expand_dims(order, tuple(a for a in range(1, values.ndim) if a != axis))
+    return np.take_along_axis(values, index, axis=axis), order
+
+
+def _cut(layer: Layer, values: Array, windows: Sequence[Window | None]) -> Array:
+    """Each image's window, one after another along the batch axis."""
+    rows, columns = spatial_axes(layer)
+    parts = []
+    for image, window in zip(values, windows if len(windows) > 1 else [*windows] * len(values), strict=True):
+        assert window is not None
+        index = [slice(None)] * image.ndim
+        index[rows - 1] = slice(window.y, window.y + window.height)
+        index[columns - 1] = slice(window.x, window.x + window.width)
+        parts.append(image[tuple(index)])
+    return np.stack(parts)
+
+
+def _pooled(values: Array, reduction: Reduction, axes: tuple[int, int]) -> Array:
+    if reduction.grid:
+        return _gridded(values, reduction.grid, axes)
+    return POOLS[reduction.pool](values, axes)
+
+
+def _average(values: Array, axes: tuple[int, int]) -> Array:
+    result: Array = values.mean(axis=axes, dtype=np.float64).astype(_averaged(values.dtype))
+    return result
+
+
+def _maximum(values: Array, axes: tuple[int, int]) -> Array:
+    result: Array = values.max(axis=axes)
+    return result
+
+
+def _generalised_mean(values: Array, axes: tuple[int, int]) -> Array:
+    powered = np.maximum(values.astype(np.float64), GEM_FLOOR) ** GEM_POWER
+    result: Array = (powered.mean(axis=axes) ** (1 / GEM_POWER)).astype(_averaged(values.dtype))
+    return result
+
+
+POOLS = {
+    "none": lambda values, axes: values,
+    "avg": _average,
+    "max": _maximum,
+    "gem": _generalised_mean,
+}
+
+
+def _gridded(values: Array, grid: tuple[int, int], axes: tuple[int, int]) -> Array:
+    """Adaptive average: cell i covers rows floor(i*H/h) to ceil((i+1)*H/h) - 1, as in PyTorch."""
+    result = values.astype(np.float64)
+    for axis, cells in zip(axes, grid, strict=True):
+        length = values.shape[axis]
+        spans = [(i * length // cells, -((i + 1) * length // -cells)) for i in range(cells)]
+        means = [result.take(range(*span), axis=axis).mean(axis=axis) for span in spans]
+        result = np.stack(means, axis=axis)
+    rounded: Array = result.astype(_averaged(values.dtype))
+    return rounded
+
+
+def _shared_axes(layer: Layer, ndim: int, pooled: bool) -> tuple[int, ...]:
+    """All axes but those of batch and channel; a vector has one scale, not one a value."""
+    channel = layer.channel_axis if has_space(layer) and not pooled else None
+    return tuple(axis for axis in range(ndim) if axis not in (layer.batch_axis, channel))

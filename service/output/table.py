@@ -1,11 +1,11 @@
 """The table of array formats, and how one is found from `format=` or `Accept`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from service.errors import InvalidParameter, NotAcceptable
 from service.output.arrays import Metadata, Npy, Npz, Safetensors
-from service.values import Chunk, Compress, FeatureMap
+from service.values import Array, Chunk, Compress
 
 
 class ArrayFormat(Protocol):
@@ -19,7 +19,9 @@ class ArrayFormat(Protocol):
     def check(self, layers: Sequence[str], compress: Compress) -> None:
         """Refuse, before anything runs, what the format cannot carry."""
 
-    def encode(self, maps: Sequence[FeatureMap], metadata: Metadata, compress: Compress) -> tuple[Chunk, ...]:
+    def encode(
+        self, arrays: Mapping[str, Array], metadata: Metadata, compress: Compress
+    ) -> tuple[Chunk, ...]:
         """The answer's bytes."""
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import __version__
-from service.pipeline import Pipeline
+from service.pipeline.work import Pipeline
 from service.web import openapi, problems
 from service.web.door import Readiness
 from service.web.middleware import BodyLimit, HeadAsGet, RequestContext

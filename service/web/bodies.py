@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
 from service.output.coding import choose_coding
-from service.pipeline import Pipeline
+from service.pipeline.work import Pipeline
 from service.values import Job
-from service.web.schemas import FeaturesQuery, JsonFeaturesQuery, sides
+from service.web.schemas import FeaturesQuery, JsonFeaturesQuery, reduction, sides
 
 Query = TypeVar("Query", bound=JsonFeaturesQuery)
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
@@ -67,7 +67,7 @@ def _job(
         images=images,
         tensor=tensor,
         layers=tuple(query.layers),
-        dtype=query.dtype,
+        reduction=reduction(query),
         format=arrays.format,
         accept=request.headers.get("accept"),
         compress=arrays.compress,

@@ -3,7 +3,7 @@
 from fastapi import Request
 
 from service.errors import NotReady
-from service.pipeline import Pipeline
+from service.pipeline.work import Pipeline
 
 
 class Readiness:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from service.engine.catalog import Summary
 from service.engine.loaded import LoadedModel
-from service.pipeline import Selected
-from service.values import Compress, DtypeChoice, FieldStatus, Layer, Layout, TensorSpec
+from service.output.words import read_channels, read_grid, read_region
+from service.pipeline.work import Selected
+from service.values import Compress, DtypeChoice, FieldStatus, Layer, Layout, Pool, Reduction, TensorSpec
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 VERSION = r"^[0-9]{1,18}$"
@@ -52,7 +53,29 @@ class JsonFeaturesQuery(LayersQuery):
     """What `extract_features_json` takes."""
 
     layers: Words = Field(default=["stages"], description=LayersQuery.model_fields["layers"].description)
-    dtype: DtypeChoice = Field("native", description="Type of the values sent")
+    channels: str | None = Field(
+        None,
+        max_length=8192,
+        description="Which channels: `0..15,32` (inclusive) or `top:8`, ranked per image by mean absolute "
+        "activation, the chosen ones in `<layer>#channels`",
+        examples=["top:8"],
+    )
+    region: str | None = Field(
+        None,
+        max_length=200,
+        description="`x,y,w,h` in pixels or `pct:x,y,w,h` in percent of the upright photograph: the cells "
+        "whose centre lies inside",
+        examples=["pct:25,25,50,50"],
+    )
+    pool: Pool = Field("none", description="Over rows and columns; leaves (N, C). gem: p = 3")
+    grid: str | None = Field(
+        None, max_length=20, description="`HxW`: adaptive average pooling to that size", examples=["7x7"]
+    )
+    dtype: DtypeChoice = Field(
+        "native",
+        description="Type of the values sent; `uint8` with `<layer>#scale` and `<layer>#zero_point`: "
+        "x = (q - zero_point) * scale",
+    )
     timeout_s: float = Field(
         60.0, gt=0, le=86400, allow_inf_nan=False, description="Deadline of this request, seconds"
     )
@@ -218,6 +241,21 @@ def sides(size: str | None) -> tuple[int, int] | None:
         return None
     height, width = size.split("x")
     return int(height), int(width)
+
+
+def reduction(query: JsonFeaturesQuery) -> Reduction:
+    """What the query asks to be done to every map.
+
+    Raises:
+        InvalidParameter
+    """
+    return Reduction(
+        channels=read_channels(query.channels) if query.channels is not None else None,
+        region=read_region(query.region) if query.region is not None else None,
+        pool=query.pool,
+        grid=read_grid(query.grid) if query.grid is not None else None,
+        dtype=query.dtype,
+    )
 
 
 def model_summary(summary: Summary) -> Mapping[str, Any]:

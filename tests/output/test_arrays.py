@@ -14,8 +14,6 @@ from safetensors.numpy import load as load_safetensors
 from service.errors import AnswerTooLarge, NameNotStorable, NonFinite, NotCombinable
 from service.output.arrays import encode_json
 from service.output.table import FORMATS
-from service.values import FeatureMap
-from tests.engine.test_selection import layer
 
 DTYPES = ["float32", "float16", "float64", "int64", "int32", "uint8", "int8", "bool"]
 ARRAYS = st.sampled_from(DTYPES).flatmap(
@@ -27,15 +25,10 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\\\0"), min_siz
 MAPS = st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=4)
 
 
-def feature_map(name: str, values: np.ndarray) -> FeatureMap:
-    return FeatureMap(layer(name, 0), values)
-
-
 def encoded(
     kind: str, arrays: dict[str, np.ndarray], metadata: dict | None = None, compress: str = "none"
 ) -> bytes:
-    maps = [feature_map(name, values) for name, values in arrays.items()]
-    return b"".join(FORMATS[kind].encode(maps, metadata or {}, compress))
+    return b"".join(FORMATS[kind].encode(arrays, metadata or {}, compress))
 
 
 def same(actual: np.ndarray, expected: np.ndarray) -> bool:
@@ -120,7 +113,7 @@ def test_compress_is_for_npz_only(kind: str) -> None:
     )
 )
 def test_json_numbers_give_the_same_floats_again(values: np.ndarray) -> None:
-    body = json.loads(b"".join(encode_json([feature_map("a", values)], "m", "1", max_bytes=1 << 20)))
+    body = json.loads(b"".join(encode_json({"a": values}, "m", "1", max_bytes=1 << 20)))
     (written,) = body["layers"]
     assert (body["model"], body["version"], written["name"]) == ("m", "1", "a")
     assert same(np.array(written["data"], written["dtype"]).reshape(written["shape"]), values)
@@ -128,10 +121,10 @@ def test_json_numbers_give_the_same_floats_again(values: np.ndarray) -> None:
 
 def test_json_refuses_what_it_has_no_word_for() -> None:
     with pytest.raises(NonFinite) as refusal:
-        encode_json([feature_map("a", np.array([1.0, np.nan, np.inf]))], "m", "1", max_bytes=1000)
+        encode_json({"a": np.array([1.0, np.nan, np.inf])}, "m", "1", max_bytes=1000)
     assert refusal.value.extensions == {"layer": "a", "count": 2}
 
 
 def test_json_is_capped() -> None:
     with pytest.raises(AnswerTooLarge):
-        encode_json([feature_map("a", np.ones(1000))], "m", "1", max_bytes=1000)
+        encode_json({"a": np.ones(1000)}, "m", "1", max_bytes=1000)

@@ -1,0 +1,1 @@
+"""THE STORY: prepare -> run -> finish, in one direction."""

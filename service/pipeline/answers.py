@@ -1,0 +1,175 @@
+"""FINISH: what is made of the maps - a file of arrays, JSON - and what is told of how it was made."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from service import __version__
+from service.errors import AnswerTooLarge
+from service.output import arrays, reduce
+from service.output.quantise import error_bound
+from service.output.table import ArrayFormat
+from service.pipeline.prepare import Ready, Windows
+from service.values import Array, Chunk, FeatureMap, Job, Layer, Reduction, Window
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What an encoder made of the maps."""
+
+    chunks: tuple[Chunk, ...]
+    media_type: str
+    extension: str
+    headers: Mapping[str, str] | None = None
+
+
+class Answer(Protocol):
+    """One kind of answer: `check` refuses before anything runs, `finish` works in a thread."""
+
+    def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
+        """Raises: RequestError where the answer cannot be given, or would be too large."""
+
+    def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
+        """Reduce and encode."""
+
+
+class ArraysAnswer:
+    """Reduced maps in one of the array formats."""
+
+    def __init__(self, job: Job, kind: ArrayFormat, *, max_bytes: int, runtime: str) -> None:
+        self._job = job
+        self._kind = kind
+        self._max_bytes = max_bytes
+        self._runtime = runtime
+
+    def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
+        """Refuse what the reduction or the format cannot do, and an answer over the limit."""
+        reduction = self._job.reduction
+        for layer in layers:
+            reduce.check(layer, reduction)
+        self._kind.check(names_of_arrays(layers, reduction), self._job.compress)
+        if reduction.region is None or windows:
+            total = sum(
+                reduce.answer_bytes(layer, reduction, images, window_of(layer, windows)) for layer in layers
+            )
+            if total > self._max_bytes:
+                raise too_large(len(layers), images, total, self._max_bytes)
+
+    def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
+        """The arrays, with the metadata of what was done where the format carries it."""
+        with ready.watch.measure("reduce"):
+            reduced = apply_all(ready, maps, self._max_bytes)
+        with ready.watch.measure("encode"):
+            told = metadata(ready, self._runtime) if self._kind.carries_metadata else {}
+            chunks = self._kind.encode(reduced, told, self._job.compress)
+        return Encoded(chunks, self._kind.media_type, self._kind.extension)
+
+
+class JsonAnswer:
+    """Reduced maps as JSON numbers."""
+
+    def __init__(self, job: Job, *, max_bytes: int) -> None:
+        self._job = job
+        self._max_bytes = max_bytes
+
+    def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
+        """The text's length is known only when it is written; the least that it can be is refused here."""
+        reduction = self._job.reduction
+        for layer in layers:
+            reduce.check(layer, reduction)
+        if reduction.region is None or windows:
+            total = sum(
+                reduce.answer_elements(layer, reduction, images, window_of(layer, windows))
+                * arrays.least_json_bytes(reduce.answer_dtype(layer, reduction))
+                for layer in layers
+            )
+            if total > self._max_bytes:
+                raise too_large(len(layers), images, total, self._max_bytes)
+
+    def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
+        """Numbers as text."""
+        with ready.watch.measure("reduce"):
+            reduced = apply_all(ready, maps, self._max_bytes)
+        with ready.watch.measure("encode"):
+            who = ready.model.identity
+            chunks = arrays.encode_json(reduced, who.name, who.version, max_bytes=self._max_bytes)
+        return Encoded(chunks, "application/json", "json")
+
+
+def names_of_arrays(layers: Sequence[Layer], reduction: Reduction) -> list[str]:
+    """Every array of the answer: the layers, and what stands beside them."""
+    beside = []
+    if reduction.channels and reduction.channels.top:
+        beside.append("#channels")
+    if reduction.dtype == "uint8":
+        beside += ["#scale", "#zero_point"]
+    return [layer.name + suffix for layer in layers for suffix in ("", *beside)]
+
+
+def window_of(layer: Layer, windows: Windows) -> Window | None:
+    """The window of a layer; those of several images have the same size."""
+    return next(iter(windows.get(layer.name, ())), None)
+
+
+def too_large(layers: int, images: int, actual: int, limit: int) -> AnswerTooLarge:
+    """The refusal, with the parameters that would bring the size down."""
+    return AnswerTooLarge(
+        f"{layers} layers for {images} image(s) are {actual} bytes and at most {limit} are sent: ask for "
+        "fewer layers, pool=avg, grid=7x7, channels=top:8, dtype=float16 or uint8, a region, a smaller "
+        "size or fewer images (list_layers shows the bytes of each)",
+        limit=limit,
+        actual=actual,
+    )
+
+
+def apply_all(ready: Ready, maps: Sequence[FeatureMap], max_bytes: int) -> dict[str, Array]:
+    """Every map reduced, and what stands beside it, in order.
+
+    Raises:
+        AnswerTooLarge: a layer whose shape was not known before it ran is too large.
+        OutOfRange: the dtype cannot carry a value.
+    """
+    reduced: dict[str, Array] = {}
+    for feature_map in maps:
+        windows = ready.windows.get(feature_map.layer.name, ())
+        reduced |= reduce.apply(feature_map, ready.job.reduction, windows)
+        total = sum(array.nbytes for array in reduced.values())
+        if total > max_bytes:
+            raise too_large(len(maps), len(ready.prepared.tensor), total, max_bytes)
+    return reduced
+
+
+def metadata(ready: Ready, runtime: str) -> Mapping[str, Any]:
+    """What was done, as it travels with the bytes."""
+    model, tensor, reduction = ready.model, ready.prepared.tensor, ready.job.reduction
+    from_images = ready.job.tensor is None
+    return {
+        "service": f"featuremaps {__version__}",
+        "runtime": runtime,
+        "provider": model.provider,
+        "graph_optimization": model.graph_optimization,
+        **asdict(model.identity),
+        "images": len(tensor),
+        "input_shape": tensor.shape,
+        # The tensor that the network saw, C order, in the graph's own dtype.
+        "input_sha256": hashlib.sha256(tensor.data).hexdigest(),
+        # Nothing was done to a ready tensor.
+        "preprocessing": asdict(model.recipe_at(ready.job.size)) if from_images else None,
+        "layers": [layer.name for layer in ready.layers],
+        "channels": asdict(reduction.channels) if reduction.channels else None,
+        "region": asdict(reduction.region) if reduction.region else None,
+        "windows": {name: [asdict(window) for window in found] for name, found in ready.windows.items()},
+        "pool": reduction.pool,
+        "grid": reduction.grid,
+        "dtype": reduction.dtype,
+        "error_bound": {x.name: error_bound(x.dtype, reduction.dtype) for x in ready.layers},
+    }
+
+
+def file_name(ready: Ready, extension: str) -> str:
+    """A safe name: the model's, and the layer's where there is one."""
+    first = ready.layers[0].name if len(ready.layers) == 1 else "layers"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", first).strip("-.")[:80]
+    return f"{ready.model.identity.name}-{safe or 'layer'}.{extension}"

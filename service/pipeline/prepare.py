@@ -1,0 +1,134 @@
+"""PREPARE: refuse cheaply first, then bytes -> tensor, and where each map's window lies."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.engine.loaded import LoadedModel
+from service.errors import InvalidParameter, NotCombinable, RequestError, TooManyImages
+from service.intake.decode import decode
+from service.intake.preprocess import preprocess, read_tensor
+from service.output.window import find_window
+from service.pipeline.stopwatch import Stopwatch
+from service.values import Job, Layer, Limits, Picture, Placement, Prepared, Window
+
+Windows = Mapping[str, tuple[Window, ...]]
+# Called twice: before anything is decoded, and, where a region decides the size, once it is known.
+Check = Callable[[Sequence[Layer], int, Windows], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A job whose layers exist and whose answer fits, with what the network will see.
+
+    `windows` holds the cells of each layer for each image, where a region was asked for.
+    """
+
+    job: Job
+    model: LoadedModel
+    layers: tuple[Layer, ...]
+    prepared: Prepared
+    pictures: tuple[Picture, ...]
+    windows: Windows
+    watch: Stopwatch
+
+
+def prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:
+    """Everything that happens before the network runs, in one thread.
+
+    Raises:
+        RequestError: any of them; for an image with its `index`.
+    """
+    tensor = _read_tensor(job, model) if job.tensor is not None else None
+    size = _sides(tensor, model) if tensor else job.size
+    check_size(size, limits)
+    layers = model.layers(size).select(job.layers)
+    images = len(tensor.tensor) if tensor else len(job.images)
+    _check_images(images, limits)
+    check(layers, images, {})
+    prepared, pictures = (tensor, ()) if tensor else _prepare_images(job, model, limits, watch)
+    windows = _find_windows(job, layers, prepared, model)
+    if windows:
+        check(layers, images, windows)
+    return Ready(job, model, layers, prepared, pictures, windows, watch)
+
+
+def check_size(size: tuple[int, int] | None, limits: Limits) -> None:
+    """Refuse an input larger than the operator allows.
+
+    Raises:
+        InvalidParameter
+    """
+    if size is not None and size[0] * size[1] > limits.size_pixels:
+        raise InvalidParameter(
+            f"{size[0]}x{size[1]} is {size[0] * size[1]} pixels; at most {limits.size_pixels} are fed "
+            "to a network here",
+            parameter="size",
+            limit=limits.size_pixels,
+            actual=size[0] * size[1],
+        )
+
+
+def _read_tensor(job: Job, model: LoadedModel) -> Prepared:
+    assert job.tensor is not None
+    if job.size is not None:
+        raise NotCombinable("size is for images; a ready tensor has its own")
+    ready = read_tensor(job.tensor, model.image_spec())
+    # A region of a ready tensor is a region of itself.
+    whole = Placement(_sides(ready, model), (1.0, 1.0), (0.0, 0.0))
+    return Prepared(ready.tensor, (whole,) * len(ready.tensor))
+
+
+def _sides(prepared: Prepared, model: LoadedModel) -> tuple[int, int]:
+    shape = prepared.tensor.shape
+    return (shape[2], shape[3]) if model.image_spec().layout == "NCHW" else (shape[1], shape[2])
+
+
+def _check_images(images: int, limits: Limits) -> None:
+    if images > limits.images:
+        raise TooManyImages(
+            f"{images} images were sent; at most {limits.images} are taken in one request",
+            limit=limits.images,
+            actual=images,
+        )
+
+
+def _prepare_images(
+    job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch
+) -> tuple[Prepared, tuple[Picture, ...]]:
+    """Pictures are kept only of a single image: nothing else is ever drawn upon."""
+    spec, recipe = model.image_spec(), model.recipe_at(job.size)
+    parts = []
+    for index, image in enumerate(job.images):
+        try:
+            with watch.measure("decode"):
+                picture = decode(image, max_pixels=limits.pixels)
+            with watch.measure("preprocess"):
+                parts.append(preprocess(picture, recipe, spec))
+        except RequestError as error:
+            error.extensions["index"] = index
+            raise
+    if len(parts) == 1:
+        return parts[0], (picture,)
+    placements = tuple(placement for part in parts for placement in part.placements)
+    return Prepared(np.concatenate([part.tensor for part in parts]), placements), ()
+
+
+def _find_windows(job: Job, layers: Sequence[Layer], prepared: Prepared, model: LoadedModel) -> Windows:
+    region = job.reduction.region
+    if region is None:
+        return {}
+    seen = _sides(prepared, model)
+    windows = {
+        layer.name: tuple(find_window(region, layer, p, seen) for p in prepared.placements)
+        for layer in layers
+    }
+    for name, found in windows.items():
+        if len({(window.height, window.width) for window in found}) > 1:
+            raise NotCombinable(
+                f"the region covers different numbers of cells of layer {name!r} in images of different "
+                "shapes: send them one by one, or ask for a grid",
+                layer=name,
+            )
+    return windows
