@@ -1,6 +1,7 @@
 """Puts the rooms together: the only composition root, and the only reader of settings."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
-from service.pipeline import Pipeline
+from service.intake.store import open_store
+from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Limits
 from service.web.application import build
@@ -38,9 +40,15 @@ def make_pipeline(settings: Settings) -> Pipeline:
     return Pipeline(
         Catalog(model_paths(settings), load_model),
         limits_of(settings),
+        open_store(
+            settings.image_store or str(default_store()),
+            max_bytes=settings.image_store_bytes,
+            max_age_s=settings.image_max_age_s,
+        ),
         runtime=f"onnxruntime {runtime.version}",
         threads=settings.threads or len(os.sched_getaffinity(0)),
         max_in_flight=settings.max_in_flight,
+        map_cache_bytes=settings.map_cache_bytes,
     )
 
 
@@ -56,6 +64,19 @@ def model_paths(settings: Settings) -> tuple[Path, ...]:
     return next(((path,) for path in (Path("models"), *BUNDLED) if path.is_dir()), ())
 
 
+def default_store() -> Path:
+    """A file in the user's cache folder (XDG Base Directory), else where temporary files go."""
+    cache = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if _has_home() else None)
+    return Path(cache or tempfile.gettempdir()) / "featuremaps" / "images.sqlite3"
+
+
+def _has_home() -> bool:
+    try:
+        return os.access(Path.home(), os.W_OK)
+    except RuntimeError:
+        return False
+
+
 def limits_of(settings: Settings) -> Limits:
     """The bounds of one request."""
     return Limits(
@@ -64,6 +85,7 @@ def limits_of(settings: Settings) -> Limits:
         images=settings.max_images,
         answer_bytes=settings.max_answer_bytes,
         json_answer_bytes=settings.max_json_answer_bytes,
+        map_bytes=settings.max_map_bytes,
         size_pixels=settings.max_size_pixels,
         timeout_s=settings.max_timeout_s,
     )

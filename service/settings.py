@@ -55,12 +55,27 @@ class Settings(BaseModel):
     plan_cache_bytes: int = Field(
         1024 * MIB, ge=0, description="Bytes of compiled plans that are kept, estimated"
     )
+    image_store: str = Field(
+        "",
+        description="Where kept images lie: a path, or redis:// where replicas share them; "
+        "without it a file in the user's cache folder",
+    )
+    image_store_bytes: int = Field(1024 * MIB, ge=1, description="Kept images together, bytes")
+    image_max_age_s: float = Field(
+        24 * 3600.0, gt=0, allow_inf_nan=False, description="How long an image is kept, seconds"
+    )
+    map_cache_bytes: int = Field(
+        256 * MIB, ge=0, description="Decoded pictures and maps of kept images that are held, bytes"
+    )
     max_in_flight: int = Field(64, ge=1, description="Requests worked on or waiting at one time")
     max_body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, bytes")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, pixels")
     max_images: int = Field(16, ge=1, le=1024, description="Most images in one request")
     max_answer_bytes: int = Field(64 * MIB, ge=1, description="Largest answer, bytes before coding")
     max_json_answer_bytes: int = Field(2 * MIB, ge=1, description="Largest answer as JSON, bytes")
+    max_map_bytes: int = Field(
+        512 * MIB, ge=1, description="Largest maps of one request before anything is left out, bytes"
+    )
     max_size_pixels: int = Field(4_000_000, ge=1, description="Largest input fed to a network, pixels")
     max_timeout_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Longest deadline of a request, seconds"

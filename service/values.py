@@ -4,7 +4,7 @@ bytes -> Job -> Picture -> Prepared -> Plan -> FeatureMap -> Payload
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -231,7 +231,7 @@ class Job:
     """What one request asks: images (encoded) or a ready tensor (`.npy`), and what is wanted of them.
 
     `format` None leaves the choice to `accept`; `coding` is the content coding of the answer.
-    `image_id` names a kept image, whose maps are worth keeping too.
+    `image_id` names a kept image of `owner`, whose maps are worth keeping too.
     """
 
     model: str
@@ -246,6 +246,7 @@ class Job:
     coding: Coding | None = None
     size: tuple[int, int] | None = None
     image_id: str | None = None
+    owner: str = ""
     timeout_s: float = 60.0
 
 
@@ -272,6 +273,7 @@ class Payload:
     model: Identity
     timings: Mapping[str, float]
     coding: Coding | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -288,5 +290,6 @@ class Limits:
     images: int
     answer_bytes: int
     json_answer_bytes: int
+    map_bytes: int
     size_pixels: int
     timeout_s: float

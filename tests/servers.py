@@ -5,6 +5,7 @@ import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class Server:
 @contextmanager
 def serving(*options: str, wait: bool = True, cwd: Path | None = None, **environ: str) -> Iterator[Server]:
     """Start `featuremaps serve`, wait until it is ready, and end it by its own pid."""
+    scratch = tempfile.TemporaryDirectory()
+    environ = {"FEATUREMAPS_IMAGE_STORE": f"{scratch.name}/images.sqlite3", **environ}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FEATUREMAPS_")} | environ
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "serve", "--port", "0", *options],
@@ -54,6 +57,7 @@ def serving(*options: str, wait: bool = True, cwd: Path | None = None, **environ
         process.terminate()
         process.wait(30)
         following.join()
+        scratch.cleanup()
 
 
 def _follow(process: subprocess.Popen[str], lines: list[str], found: "queue.Queue[str]") -> None:

@@ -42,6 +42,16 @@ class Graph:
         self._makers = {made: i for i, node in enumerate(self.nodes) for made in node.makes}
         self._constants = _small_constants(proto.graph)
 
+    def stored(self, name: str) -> Array | None:
+        """The values of an initializer or of a Constant node, read-only; external data is read anew.
+
+        None for any other tensor, a sparse one, and where the bytes do not fit the shape.
+        """
+        if name in self._makers and self.nodes[self._makers[name]].op == "Constant":
+            attribute = self._proto.graph.node[self._makers[name]].attribute[0]
+            return _values(attribute.t) if attribute.HasField("t") else self._constants.get(name)
+        return _values(self._initializers[name], self.folder) if name in self._initializers else None
+
     def weight_bytes_of(self, layers: Iterable[str]) -> int:
         """Bytes of the initializers that these tensors need, as stored."""
         reads = {name for i in self.needed(layers) for name in self.nodes[i].reads}
@@ -308,13 +318,13 @@ def _constant(attribute: AttributeProto) -> Array | None:
     return np.asarray(value)
 
 
-def _values(tensor: TensorProto) -> Array | None:
-    """None where the tensor is stored elsewhere or its bytes do not fit its shape."""
-    if tensor.data_location == TensorProto.EXTERNAL:
+def _values(tensor: TensorProto, folder: Path | None = None) -> Array | None:
+    """None where the tensor is stored outside of the file, without `folder`, or does not fit its shape."""
+    if tensor.data_location == TensorProto.EXTERNAL and folder is None:
         return None
     try:
-        return onnx.numpy_helper.to_array(tensor)
-    except (ValueError, TypeError):
+        return onnx.numpy_helper.to_array(tensor, str(folder or ""))
+    except (ValueError, TypeError, OSError, onnx.checker.ValidationError):
         return None
 
 

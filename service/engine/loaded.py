@@ -10,7 +10,9 @@ import numpy as np
 
 from service.engine import manifest as manifests
 from service.engine.axes import input_layout
+from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
+from service.engine.heads import class_weights, find_head
 from service.engine.layers import list_layers
 from service.engine.manifest import Manifest
 from service.engine.nodes import Network
@@ -131,6 +133,23 @@ class LoadedModel:
             values |= self._run(plan, tensor)
         return {layer.name: values[layer.name] for layer in layers}
 
+    def class_weights(self, layer: str, target: int) -> Array:
+        """How much each channel of a layer counts for a class (Zhou et al. 2016): (C,) float32.
+
+        Raises:
+            NotDrawable: the network does not end in a pooling and one linear layer, or pools another layer.
+            InvalidParameter: there is no such class.
+        """
+        return class_weights(find_head(self._graph, self._network(), layer), layer, target)
+
+    def filters(self, layer: str) -> Filters:
+        """The weights of the convolution that made a layer.
+
+        Raises:
+            NoFilters: no convolution made it.
+        """
+        return find_filters(self._graph, self._network(), layer)
+
     def total_macs(self, table: LayerTable, layers: Sequence[Layer]) -> int | None:
         """Multiply-accumulates of everything that these layers of a table need, each node once."""
         needed = self._graph.needed([layer.name for layer in layers])
@@ -246,6 +265,9 @@ class LoadedModel:
         known = self._runtime.specs(self._graph.exposed(shapes), self._graph.folder)
         better = {n: known[n] for n in unknown if n in known}
         return replace(network, tensors={**network.tensors, **better})
+
+    def _network(self) -> Network:
+        return self._described(self._input_shapes(self.recipe.size if self.recipe else None))
 
     def _table(self, size: tuple[int, int] | None) -> LayerTable:
         network = self._described(self._input_shapes(size))

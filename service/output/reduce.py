@@ -10,6 +10,7 @@ from service.values import Array, Channels, FeatureMap, Layer, Reduction, Window
 
 # Generalised mean pooling: p = 3 and this floor as in Radenović et al. 2018, arXiv 1711.02512.
 GEM_POWER, GEM_FLOOR = 3, 1e-6
+NOTHING = Reduction()
 
 
 def check(layer: Layer, reduction: Reduction) -> None:
@@ -62,7 +63,7 @@ def apply(
         return {layer.name: cast(layer, values, reduction.dtype), **arrays}
     axes = _shared_axes(layer, values.ndim, pooled)
     levels, scale, zero_point = quantise(layer, values, axes)
-    beside = {f"{layer.name}#scale": scale, f"{layer.name}#zero_point": zero_point}
+    beside: dict[str, Array] = {f"{layer.name}#scale": scale, f"{layer.name}#zero_point": zero_point}
     return {layer.name: levels, **arrays, **beside}
 
 
@@ -200,7 +201,8 @@ def _cut(layer: Layer, values: Array, windows: Sequence[Window | None]) -> Array
 def _pooled(values: Array, reduction: Reduction, axes: tuple[int, int]) -> Array:
     if reduction.grid:
         return _gridded(values, reduction.grid, axes)
-    return POOLS[reduction.pool](values, axes)
+    pooled: Array = POOLS[reduction.pool](values, axes)
+    return pooled
 
 
 def _average(values: Array, axes: tuple[int, int]) -> Array:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from service import __version__
@@ -22,7 +22,7 @@ class Encoded:
     chunks: tuple[Chunk, ...]
     media_type: str
     extension: str
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Answer(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.engine.loaded import LoadedModel
-from service.errors import InvalidParameter, NotCombinable, RequestError, TooManyImages
+from service.errors import AnswerTooLarge, InvalidParameter, NotCombinable, RequestError, TooManyImages
 from service.intake.decode import decode
 from service.intake.preprocess import preprocess, read_tensor
 from service.output.window import find_window
@@ -34,6 +34,19 @@ class Ready:
     watch: Stopwatch
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a job's maps are computed from; pictures are kept of a single image only."""
+
+    prepared: Prepared
+    pictures: tuple[Picture, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the tensor and of the pictures."""
+        return int(self.prepared.tensor.nbytes + sum(picture.pixels.nbytes for picture in self.pictures))
+
+
 def prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:
     """Everything that happens before the network runs, in one thread.
 
@@ -42,16 +55,69 @@ def prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: S
     """
     tensor = _read_tensor(job, model) if job.tensor is not None else None
     size = _sides(tensor, model) if tensor else job.size
+    images = len(tensor.tensor) if tensor else len(job.images)
+    layers = select(job, model, check, limits, size=size, images=images)
+    source = Source(tensor, ()) if tensor else decode_all(job, model, limits, watch)
+    return place(job, model, layers, source, check, watch)
+
+
+def select(
+    job: Job,
+    model: LoadedModel,
+    check: Check,
+    limits: Limits,
+    *,
+    size: tuple[int, int] | None,
+    images: int,
+) -> tuple[Layer, ...]:
+    """The layers asked for, where everything that is known so far allows them.
+
+    Raises:
+        RequestError
+    """
     check_size(size, limits)
     layers = model.layers(size).select(job.layers)
-    images = len(tensor.tensor) if tensor else len(job.images)
     _check_images(images, limits)
+    _check_maps(layers, images, limits)
     check(layers, images, {})
-    prepared, pictures = (tensor, ()) if tensor else _prepare_images(job, model, limits, watch)
-    windows = _find_windows(job, layers, prepared, model)
+    return layers
+
+
+def place(
+    job: Job, model: LoadedModel, layers: tuple[Layer, ...], source: Source, check: Check, watch: Stopwatch
+) -> Ready:
+    """Find where a region lies in each map, and refuse what is too large because of it.
+
+    Raises:
+        RequestError
+    """
+    windows = _find_windows(job, layers, source.prepared, model)
     if windows:
-        check(layers, images, windows)
-    return Ready(job, model, layers, prepared, pictures, windows, watch)
+        check(layers, len(source.prepared.tensor), windows)
+    return Ready(job, model, layers, source.prepared, source.pictures, windows, watch)
+
+
+def decode_all(job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch) -> Source:
+    """Decode and preprocess every image of a job.
+
+    Raises:
+        RequestError: with the `index` of the image.
+    """
+    spec, recipe = model.image_spec(), model.recipe_at(job.size)
+    parts = []
+    for index, image in enumerate(job.images):
+        try:
+            with watch.measure("decode"):
+                picture = decode(image, max_pixels=limits.pixels)
+            with watch.measure("preprocess"):
+                parts.append(preprocess(picture, recipe, spec))
+        except RequestError as error:
+            error.extensions["index"] = index
+            raise
+    if len(parts) == 1:
+        return Source(parts[0], (picture,))
+    placements = tuple(placement for part in parts for placement in part.placements)
+    return Source(Prepared(np.concatenate([part.tensor for part in parts]), placements), ())
 
 
 def check_size(size: tuple[int, int] | None, limits: Limits) -> None:
@@ -94,25 +160,16 @@ def _check_images(images: int, limits: Limits) -> None:
         )
 
 
-def _prepare_images(
-    job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch
-) -> tuple[Prepared, tuple[Picture, ...]]:
-    """Pictures are kept only of a single image: nothing else is ever drawn upon."""
-    spec, recipe = model.image_spec(), model.recipe_at(job.size)
-    parts = []
-    for index, image in enumerate(job.images):
-        try:
-            with watch.measure("decode"):
-                picture = decode(image, max_pixels=limits.pixels)
-            with watch.measure("preprocess"):
-                parts.append(preprocess(picture, recipe, spec))
-        except RequestError as error:
-            error.extensions["index"] = index
-            raise
-    if len(parts) == 1:
-        return parts[0], (picture,)
-    placements = tuple(placement for part in parts for placement in part.placements)
-    return Prepared(np.concatenate([part.tensor for part in parts]), placements), ()
+def _check_maps(layers: Sequence[Layer], images: int, limits: Limits) -> None:
+    """However little is sent in the end, every map has to be held first."""
+    total = images * sum(layer.bytes_per_image or 0 for layer in layers)
+    if total > limits.map_bytes:
+        raise AnswerTooLarge(
+            f"{len(layers)} layers for {images} image(s) are {total} bytes before anything is left out, and "
+            f"at most {limits.map_bytes} are held: ask for fewer layers, a smaller size or fewer images",
+            limit=limits.map_bytes,
+            actual=total,
+        )
 
 
 def _find_windows(job: Job, layers: Sequence[Layer], prepared: Prepared, model: LoadedModel) -> Windows:

@@ -1,25 +1,30 @@
 """The order of one request's steps, and which thread each runs on."""
 
 import asyncio
+import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel
 from service.errors import DeadlineExceeded, Overloaded
+from service.intake.store import ImageStore
 from service.output import coding
 from service.output.table import choose_format
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name
-from service.pipeline.prepare import Ready, check_size, prepare
+from service.pipeline.images import KeptImages
+from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select
+from service.pipeline.shared import Shared
 from service.pipeline.stopwatch import Stopwatch
-from service.values import FeatureMap, Job, Layer, Limits, Payload
+from service.pipeline.views import PictureAnswer, StatisticsAnswer
+from service.values import Drawing, FeatureMap, Job, Layer, Limits, Payload
 
 T = TypeVar("T")
-STAGES = ("load", "prepare", "run", "finish")
+STAGES = ("load", "store", "prepare", "run", "finish")
 RETRY_AFTER_S = 1
 
 
@@ -36,11 +41,22 @@ class Pipeline:
     """Runs jobs: prepare, run and finish each have threads of their own, so none starves another."""
 
     def __init__(
-        self, catalog: Catalog, limits: Limits, *, runtime: str, threads: int, max_in_flight: int
+        self,
+        catalog: Catalog,
+        limits: Limits,
+        store: ImageStore,
+        *,
+        runtime: str,
+        threads: int,
+        max_in_flight: int,
+        map_cache_bytes: int,
     ) -> None:
         self.catalog = catalog
         self.limits = limits
         self.runtime = runtime
+        self.images = KeptImages(store, limits, functools.partial(self._in, "store"))
+        self.runs = 0
+        self._shared = Shared(map_cache_bytes, _held_bytes)
         self._in_flight = 0
         self._max_in_flight = max_in_flight
         self._pools = {stage: ThreadPoolExecutor(threads, stage) for stage in STAGES}
@@ -49,6 +65,7 @@ class Pipeline:
         """Stop all threads; what waits is dropped."""
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+        self.images.close()
 
     async def load_all(self) -> None:
         """Load every model's default version, off the event loop."""
@@ -94,6 +111,22 @@ class Pipeline:
         """
         return await self._work(job, JsonAnswer(job, max_bytes=self.limits.json_answer_bytes))
 
+    async def render(self, job: Job, drawing: Drawing) -> Payload:
+        """One map of one image as a picture.
+
+        Raises:
+            RequestError, CapacityError, ModelError
+        """
+        return await self._work(job, PictureAnswer(job, drawing))
+
+    async def describe(self, job: Job) -> Payload:
+        """Statistics of feature maps as JSON.
+
+        Raises:
+            RequestError, CapacityError, ModelError
+        """
+        return await self._work(job, StatisticsAnswer(max_bytes=self.limits.json_answer_bytes))
+
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Run what would hold up the event loop, such as parsing a long body, in a thread of prepare's."""
         return await self._in("prepare", Stopwatch(), work, *given)
@@ -102,9 +135,43 @@ class Pipeline:
         watch = Stopwatch()
         async with self._place(job.timeout_s):
             model = await self.model(job.model, job.version)
-            ready = await self._in("prepare", watch, prepare, job, model, answer.check, self.limits, watch)
-            maps = await self._in("run", watch, _run, ready)
+            if job.image_id is None:
+                ready = await self._in(
+                    "prepare", watch, prepare, job, model, answer.check, self.limits, watch
+                )
+                maps = await self._run(ready, ready.layers)
+            else:
+                ready, maps = await self._from_kept(job, model, answer, watch)
             return await self._in("finish", watch, _finish, ready, maps, answer)
+
+    async def _from_kept(
+        self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch
+    ) -> tuple[Ready, list[FeatureMap]]:
+        """The same for a kept image, whose picture and maps may be at hand or under way."""
+        layers = await self._in(
+            "prepare",
+            watch,
+            functools.partial(select, job, model, answer.check, self.limits, size=job.size, images=1),
+        )
+        origin = (model.identity, job.image_id, job.size)
+
+        async def decoded(_: Sequence[Hashable]) -> dict[Hashable, Source]:
+            whole = replace(job, images=(await self.images.body(job.owner, job.image_id or ""),))
+            return {origin: await self._in("prepare", watch, decode_all, whole, model, self.limits, watch)}
+
+        source = (await self._shared.get([origin], decoded))[origin]
+        ready = await self._in("prepare", watch, place, job, model, layers, source, answer.check, watch)
+
+        async def computed(keys: Sequence[Hashable]) -> dict[Hashable, FeatureMap]:
+            missing = tuple(layer for layer in layers if (origin, layer.name) in keys)
+            return {(origin, m.layer.name): m for m in await self._run(ready, missing)}
+
+        found = await self._shared.get([(origin, layer.name) for layer in layers], computed)
+        return ready, [found[origin, layer.name] for layer in layers]
+
+    async def _run(self, ready: Ready, layers: Sequence[Layer]) -> list[FeatureMap]:
+        self.runs += 1
+        return await self._in("run", ready.watch, _run, ready, layers)
 
     @asynccontextmanager
     async def _place(self, timeout_s: float) -> AsyncIterator[None]:
@@ -142,16 +209,20 @@ def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | No
     return Selected(model, layers, model.total_macs(table, layers))
 
 
-def _run(ready: Ready) -> list[FeatureMap]:
+def _run(ready: Ready, layers: Sequence[Layer]) -> list[FeatureMap]:
     with ready.watch.measure("run"):
-        values = ready.model.run(ready.prepared.tensor, ready.layers)
-    return [FeatureMap(layer, values[layer.name]) for layer in ready.layers]
+        values = ready.model.run(ready.prepared.tensor, layers)
+    return [FeatureMap(layer, values[layer.name]) for layer in layers]
+
+
+def _held_bytes(value: Source | FeatureMap) -> int:
+    return value.held_bytes if isinstance(value, Source) else int(value.values.nbytes)
 
 
 def _finish(ready: Ready, maps: Sequence[FeatureMap], answer: Answer) -> Payload:
     """Encode and, where the client takes it and it pays, compress."""
     encoded, wanted, packed = answer.finish(ready, maps), ready.job.coding, None
-    if wanted:
+    if wanted and not encoded.media_type.startswith("image/"):
         with ready.watch.measure("compress"):
             packed = coding.encode(encoded.chunks, wanted)
     return Payload(
@@ -161,4 +232,5 @@ def _finish(ready: Ready, maps: Sequence[FeatureMap], answer: Answer) -> Payload
         model=ready.model.identity,
         timings=ready.watch.seconds,
         coding=wanted if packed else None,
+        headers=encoded.headers,
     )

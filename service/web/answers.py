@@ -32,6 +32,7 @@ class PiecesResponse(Response):
 def payload_response(payload: Payload) -> Response:
     """Feature maps as they were encoded."""
     headers = {
+        **payload.headers,
         **model_headers(payload.model),
         "Server-Timing": server_timing(payload.timings),
         "Vary": "Accept, Accept-Encoding",
@@ -40,7 +41,12 @@ def payload_response(payload: Payload) -> Response:
     }
     if payload.coding:
         headers["Content-Encoding"] = payload.coding
-    return PiecesResponse(payload.chunks, headers, payload.media_type)
+    return pieces_response(payload.chunks, headers, payload.media_type)
+
+
+def pieces_response(chunks: tuple[Chunk, ...], headers: Mapping[str, str], media_type: str) -> Response:
+    """Bytes that are already encoded."""
+    return PiecesResponse(chunks, headers, media_type)
 
 
 def json_response(content: Mapping[str, Any], model: Identity | None = None) -> Response:

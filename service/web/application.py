@@ -11,7 +11,7 @@ from service.pipeline.work import Pipeline
 from service.web import openapi, problems
 from service.web.door import Readiness
 from service.web.middleware import BodyLimit, HeadAsGet, RequestContext
-from service.web.routes import features, models, operation
+from service.web.routes import features, images, models, operation
 
 DESCRIPTION = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
 
@@ -38,7 +38,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) ->
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
     app.state.settings = settings
-    for routes in (models, features, operation):
+    for routes in (models, features, images, operation):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)

@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
@@ -15,10 +16,20 @@ from pydantic import ValidationError
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
 from service.output.coding import choose_coding
 from service.pipeline.work import Pipeline
-from service.values import Job
-from service.web.schemas import FeaturesQuery, JsonFeaturesQuery, reduction, sides
+from service.values import Job, Reduction
+from service.web.queries import (
+    FeaturesQuery,
+    JsonFeaturesQuery,
+    PartQuery,
+    RenderQuery,
+    StatisticsQuery,
+    part,
+    reduction,
+    sides,
+)
 
-Query = TypeVar("Query", bound=JsonFeaturesQuery)
+AnyQuery = StatisticsQuery | RenderQuery
+Query = TypeVar("Query", StatisticsQuery, JsonFeaturesQuery, FeaturesQuery, RenderQuery)
 NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-data"
 # curl's --data-binary labels whatever it sends as a form; the content decides, not the label.
 IMAGE_LABELS = ("", "application/octet-stream", "application/x-www-form-urlencoded")
@@ -26,8 +37,26 @@ IMAGE_PART = "image"
 IMAGES_KEY = "images"
 
 
-async def read_job(request: Request, model: str, query: Query, pipeline: Pipeline) -> Job:
+async def read_image(request: Request) -> bytes:
+    """The bytes of one image, as the body itself.
+
+    Raises:
+        BodyTooLarge, MalformedRequest, UnsupportedBody
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in IMAGE_LABELS and not kind.startswith("image/"):
+        raise UnsupportedBody(
+            f"a body of type {kind!r} is not taken; send image/* or application/octet-stream"
+        )
+    if not (body := await request.body()):
+        raise MalformedRequest("the body is empty: send the bytes of one image")
+    return body
+
+
+async def read_job(request: Request, model: str, query: Query, pipeline: Pipeline) -> tuple[Job, Query]:
     """Read the body and put the job together; parsing runs in a thread.
+
+    The query comes back with what a JSON body added to it.
 
     Raises:
         BodyTooLarge, MalformedRequest, UnsupportedBody, InvalidParameter, TooManyImages
@@ -37,16 +66,16 @@ async def read_job(request: Request, model: str, query: Query, pipeline: Pipelin
     kind = content_type.partition(";")[0].strip().lower()
     if kind == JSON:
         images, query = await pipeline.in_thread(_from_json, body, query, request)
-        return _job(request, model, query, images, None)
+        return _job(request, model, query, images, None), query
     if kind == MULTIPART:
         images = await pipeline.in_thread(_from_multipart, body, content_type, pipeline.limits.images)
-        return _job(request, model, query, images, None)
+        return _job(request, model, query, images, None), query
     if not body:
         raise MalformedRequest("the body is empty: send the bytes of one image, or see /openapi.json")
     if kind == NPY:
-        return _job(request, model, query, (), body)
+        return _job(request, model, query, (), body), query
     if kind in IMAGE_LABELS or kind.startswith("image/"):
-        return _job(request, model, query, (body,), None)
+        return _job(request, model, query, (body,), None), query
     raise UnsupportedBody(
         f"a body of type {kind!r} is not taken; send image/* or application/octet-stream, "
         f"{MULTIPART} with parts called {IMAGE_PART!r}, {NPY}, or {JSON}"
@@ -54,23 +83,32 @@ async def read_job(request: Request, model: str, query: Query, pipeline: Pipelin
 
 
 def _job(
-    request: Request,
-    model: str,
-    query: JsonFeaturesQuery,
-    images: tuple[bytes, ...],
-    tensor: bytes | None,
+    request: Request, model: str, query: AnyQuery, images: tuple[bytes, ...], tensor: bytes | None
 ) -> Job:
-    arrays = query if isinstance(query, FeaturesQuery) else FeaturesQuery()
+    return replace(job_of(request, model, query), images=images, tensor=tensor)
+
+
+def job_of(request: Request, model: str, query: AnyQuery) -> Job:
+    """The job that a query asks for, without its images.
+
+    Raises:
+        InvalidParameter
+    """
+    arrays = query if isinstance(query, FeaturesQuery) else None
+    if isinstance(query, JsonFeaturesQuery):
+        asked = reduction(query)
+    else:
+        asked = part(query) if isinstance(query, PartQuery) else Reduction()
     return Job(
         model=model,
         version=query.version,
-        images=images,
-        tensor=tensor,
-        layers=tuple(query.layers),
-        reduction=reduction(query),
-        format=arrays.format,
+        images=(),
+        tensor=None,
+        layers=(query.layer,) if isinstance(query, RenderQuery) else tuple(query.layers),
+        reduction=asked,
+        format=arrays.format if arrays else None,
         accept=request.headers.get("accept"),
-        compress=arrays.compress,
+        compress=arrays.compress if arrays else "none",
         coding=choose_coding(request.headers.get("accept-encoding")),
         size=sides(query.size),
         timeout_s=query.timeout_s,
@@ -99,8 +137,12 @@ def _merged(query: Query, content: Mapping[str, Any]) -> Query:
     try:
         return type(query).model_validate({**given, **content})
     except ValidationError as error:
-        problems = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
-        raise RequestValidationError(problems) from error
+        raise RequestValidationError(_in_body(error)) from error
+
+
+def _in_body(error: ValidationError) -> list[Any]:
+    """Pydantic's problems, placed where the framework would have found them."""
+    return [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
 
 
 def _base64(index: int, text: Any) -> bytes:

@@ -1,93 +1,52 @@
-"""The wire's shapes in pydantic and their conversion to values; nothing behind the door sees them."""
+"""What answers hold, in pydantic, and how values become it; nothing behind the door sees it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine.catalog import Summary
 from service.engine.loaded import LoadedModel
-from service.output.words import read_channels, read_grid, read_region
 from service.pipeline.work import Selected
-from service.values import Compress, DtypeChoice, FieldStatus, Layer, Layout, Pool, Reduction, TensorSpec
-
-MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-VERSION = r"^[0-9]{1,18}$"
-SIDES = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
-FormatName = Literal["npz", "safetensors", "npy"]
+from service.values import FieldStatus, Layer, Layout, StoredImage, TensorSpec
 
 
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+class LayerStatistics(BaseModel):
+    """One layer's numbers, over all images of the request; null where no value is finite."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None
+    non_finite: int = Field(description="Values that are NaN or infinite")
+    sparsity: float | None = Field(description="Share of zeros")
+    dead_channels: list[int] | None = Field(description="Channels that are zero everywhere")
+    channel_means: list[float | None] | None
 
 
-Words = Annotated[list[str], BeforeValidator(_listed)]
-Size = Annotated[str, Field(pattern=SIDES, examples=["224x224"])]
+class Statistics(BaseModel):
+    """Statistics of feature maps."""
+
+    model: str
+    version: str
+    digest: str
+    layers: list[LayerStatistics]
 
 
-class VersionQuery(BaseModel):
-    """What every question about a model takes."""
+class ImageDescription(BaseModel):
+    """An image that is kept for a while."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    version: str | None = Field(
-        None, pattern=VERSION, description="Version of the model; the highest that loads without it"
-    )
-
-
-class LayersQuery(VersionQuery):
-    """What `list_layers` takes."""
-
-    layers: Words = Field(
-        default=["all"],
-        description="Which layers; repeatable and comma-separated: a name, a glob (`*`, `?`), `index:12`, "
-        "`index:10..20`, `op:Conv`, `stage:3`, `stages`, `reduction:16`, `outputs`, `all`",
-        examples=[["stages"]],
-    )
-    size: Size | None = Field(None, description="HxW fed to the network, where its input is dynamic")
-
-
-class JsonFeaturesQuery(LayersQuery):
-    """What `extract_features_json` takes."""
-
-    layers: Words = Field(default=["stages"], description=LayersQuery.model_fields["layers"].description)
-    channels: str | None = Field(
-        None,
-        max_length=8192,
-        description="Which channels: `0..15,32` (inclusive) or `top:8`, ranked per image by mean absolute "
-        "activation, the chosen ones in `<layer>#channels`",
-        examples=["top:8"],
-    )
-    region: str | None = Field(
-        None,
-        max_length=200,
-        description="`x,y,w,h` in pixels or `pct:x,y,w,h` in percent of the upright photograph: the cells "
-        "whose centre lies inside",
-        examples=["pct:25,25,50,50"],
-    )
-    pool: Pool = Field("none", description="Over rows and columns; leaves (N, C). gem: p = 3")
-    grid: str | None = Field(
-        None, max_length=20, description="`HxW`: adaptive average pooling to that size", examples=["7x7"]
-    )
-    dtype: DtypeChoice = Field(
-        "native",
-        description="Type of the values sent; `uint8` with `<layer>#scale` and `<layer>#zero_point`: "
-        "x = (q - zero_point) * scale",
-    )
-    timeout_s: float = Field(
-        60.0, gt=0, le=86400, allow_inf_nan=False, description="Deadline of this request, seconds"
-    )
-
-
-class FeaturesQuery(JsonFeaturesQuery):
-    """What `extract_features` takes."""
-
-    format: FormatName | None = Field(
-        None, description="Format of the arrays; it wins over Accept; npz without either"
-    )
-    compress: Compress = Field("none", description="For npz files meant to be kept: deflate its members")
+    id: str = Field(description="SHA-256 of its bytes")
+    width: int = Field(description="Of the upright picture, pixels")
+    height: int
+    media_type: str = Field(description="As detected")
+    expires_at: datetime = Field(description="Sending it again renews it")
 
 
 class ModelSummary(BaseModel):
@@ -235,27 +194,15 @@ class Problem(BaseModel):
     error: str = Field(description="The text of `detail`, which clients of the v2 protocol read")
 
 
-def sides(size: str | None) -> tuple[int, int] | None:
-    """`HxW`, as the pattern has it, to (H, W)."""
-    if size is None:
-        return None
-    height, width = size.split("x")
-    return int(height), int(width)
-
-
-def reduction(query: JsonFeaturesQuery) -> Reduction:
-    """What the query asks to be done to every map.
-
-    Raises:
-        InvalidParameter
-    """
-    return Reduction(
-        channels=read_channels(query.channels) if query.channels is not None else None,
-        region=read_region(query.region) if query.region is not None else None,
-        pool=query.pool,
-        grid=read_grid(query.grid) if query.grid is not None else None,
-        dtype=query.dtype,
-    )
+def image_description(image: StoredImage) -> Mapping[str, Any]:
+    """As `ImageDescription`."""
+    return {
+        "id": image.id,
+        "width": image.width,
+        "height": image.height,
+        "media_type": image.media_type,
+        "expires_at": datetime.fromtimestamp(image.expires_at, UTC).isoformat(timespec="seconds"),
+    }
 
 
 def model_summary(summary: Summary) -> Mapping[str, Any]:

@@ -106,6 +106,15 @@ def test_every_operation_has_a_stable_name(client: httpx.Client) -> None:
             "livez",
             "readyz",
             "get_version",
+            "describe_features",
+            "render_features",
+            "get_filters",
+            "create_image",
+            "get_image",
+            "delete_image",
+            "get_image_features",
+            "get_image_picture",
+            "get_image_statistics",
         ]
     )
 

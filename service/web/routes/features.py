@@ -10,8 +10,9 @@ from service.web.answers import payload_response
 from service.web.bodies import read_job
 from service.web.door import pipeline_of
 from service.web.problems import responses
+from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
 from service.web.routes.models import ModelName
-from service.web.schemas import FeaturesAsJson, FeaturesQuery, JsonFeaturesQuery
+from service.web.schemas import FeaturesAsJson, Statistics
 
 router = APIRouter(prefix="/v1/models", tags=["feature maps"])
 BINARY = {"type": "string", "format": "binary"}
@@ -44,6 +45,7 @@ IMAGE_BODY: dict[str, Any] = {
     }
 }
 REFUSALS = (400, 404, 406, 413, 415, 422, 503, 504)
+PICTURES = {"content": {media: {"schema": BINARY} for media in ("image/png", "image/webp", "image/jpeg")}}
 ARRAYS = {"content": {f.media_type: {"schema": BINARY} for f in FORMATS.values()}}
 
 
@@ -59,7 +61,7 @@ async def extract_features(
 ) -> Response:
     """Any layers' feature maps as arrays, with exactly the axes of the uncut graph."""
     pipeline = pipeline_of(request)
-    job = await read_job(request, model, query, pipeline)
+    job, _ = await read_job(request, model, query, pipeline)
     return payload_response(await pipeline.extract(job))
 
 
@@ -74,5 +76,36 @@ async def extract_features_json(
 ) -> Response:
     """Small feature maps as JSON numbers; capped, since numbers as text are long and slow."""
     pipeline = pipeline_of(request)
-    job = await read_job(request, model, query, pipeline)
+    job, _ = await read_job(request, model, query, pipeline)
     return payload_response(await pipeline.extract_json(job))
+
+
+@router.post(
+    "/{model}/statistics",
+    operation_id="describe_features",
+    responses=responses(Statistics, *REFUSALS),
+    openapi_extra=IMAGE_BODY,
+)
+async def describe_features(
+    model: ModelName, query: Annotated[StatisticsQuery, Query()], request: Request
+) -> Response:
+    """Minimum, maximum, mean, deviation, sparsity and dead channels of each layer."""
+    pipeline = pipeline_of(request)
+    job, _ = await read_job(request, model, query, pipeline)
+    return payload_response(await pipeline.describe(job))
+
+
+@router.post(
+    "/{model}/render",
+    operation_id="render_features",
+    response_class=Response,
+    responses=responses(None, *REFUSALS) | {200: {"description": "The map as a picture", **PICTURES}},
+    openapi_extra=IMAGE_BODY,
+)
+async def render_features(
+    model: ModelName, query: Annotated[RenderQuery, Query()], request: Request
+) -> Response:
+    """One layer's feature map of one image, drawn."""
+    pipeline = pipeline_of(request)
+    job, asked = await read_job(request, model, query, pipeline)
+    return payload_response(await pipeline.render(job, drawing(asked)))

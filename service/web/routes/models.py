@@ -5,22 +5,22 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
-from service.web.answers import json_response
+from service.pipeline.filters import encode_filters
+from service.web import etags
+from service.web.answers import json_response, model_headers, pieces_response
 from service.web.door import pipeline_of
 from service.web.problems import responses
+from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
 from service.web.schemas import (
-    MODEL_NAME,
     LayerList,
-    LayersQuery,
     ModelDescription,
     ModelList,
-    VersionQuery,
     layer_list,
     model_description,
     model_summary,
-    sides,
 )
 
+BINARY = {"type": "string", "format": "binary"}
 router = APIRouter(prefix="/v1/models", tags=["models"])
 ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
 
@@ -45,3 +45,24 @@ async def list_layers(model: ModelName, query: Annotated[LayersQuery, Query()], 
     pipeline = pipeline_of(request)
     selected = await pipeline.layers(model, query.version, query.layers, sides(query.size))
     return json_response(layer_list(selected), selected.model.identity)
+
+
+@router.get(
+    "/{model}/filters",
+    operation_id="get_filters",
+    response_class=Response,
+    responses=responses(None, 404, 422, 503)
+    | {200: {"description": "The weights", "content": {"application/x-npz": {"schema": BINARY}}}},
+)
+async def get_filters(
+    model: ModelName, query: Annotated[FiltersQuery, Query()], request: Request
+) -> Response:
+    """The weights of the convolution that made a layer, as arrays or drawn."""
+    pipeline = pipeline_of(request)
+    loaded = await pipeline.model(model, query.version)
+    etag = etags.tag(loaded, "filters", query, pipeline.runtime)
+    headers = etags.cache_headers(etag, pinned=False) | model_headers(loaded.identity)
+    if etags.matches(request, etag):
+        return etags.not_modified(headers)
+    encoded = await pipeline.in_thread(encode_filters, loaded, query.layer, query.format)
+    return pieces_response(encoded.chunks, headers, encoded.media_type)

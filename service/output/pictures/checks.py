@@ -1,0 +1,171 @@
+"""What is refused before a network runs: whatever a layer and a drawing tell by themselves."""
+
+import math
+
+import numpy as np
+
+from service.errors import InvalidParameter, NotCombinable, NotDrawable
+from service.output.pictures.colormaps import find_colormap
+from service.output.pictures.components import MAX_SIDE, MAX_WORK
+from service.output.pictures.files import refuse_side
+from service.output.pictures.mosaic import Mosaic, lay_out, lay_out_bars
+from service.output.pictures.planes import extent
+from service.values import Drawing, Layer, Style
+
+MAX_PIXELS = 16_000_000
+MAX_COLUMNS = 4096
+MAX_SCALE = 1024
+_LARGEST_VALUE = float(np.finfo(np.float32).max)
+# A parameter that would change nothing is refused, not passed over in silence.
+_ONLY_WITH: dict[str, tuple[Style, ...]] = {
+    "channel": ("channel",),
+    "columns": ("grid",),
+    "target": ("cam",),
+    "scale": ("grid", "channel", "heatmap", "pca", "eigencam", "cam"),
+    "colormap": ("grid", "channel", "heatmap", "overlay", "eigencam", "cam"),
+}
+
+
+def check(layer: Layer, drawing: Drawing) -> None:
+    """Refuse what cannot be drawn, as far as it is known without the values.
+
+    `layer` is what will be drawn: where channels or a region are selected first, the caller passes
+    it with the `channels` and `shape` that will be left.
+
+    Raises:
+        NotDrawable: the layer is no map of this kind, or the picture would be too large.
+        InvalidParameter: a parameter is out of its bounds.
+        NotCombinable: a parameter that this style or scale has no use for.
+    """
+    known = extent(layer)
+    _check_style(layer, drawing)
+    _check_use(drawing)
+    _check_numbers(drawing)
+    _check_range(drawing)
+    if drawing.colormap is not None:
+        find_colormap(drawing.colormap)
+    _check_channel(layer, known[0], drawing)
+    size = tuple(side for side in known if side is not None)
+    if len(size) == len(known):
+        _check_size(layer, size, drawing)
+
+
+def mosaic_of(size: tuple[int, ...], drawing: Drawing) -> Mosaic:
+    """The mosaic for (C, H, W) or (C,); every style but `grid` draws a single tile."""
+    if len(size) == 1:
+        return lay_out_bars(size[0], drawing)
+    return lay_out(size[0] if drawing.style == "grid" else 1, (size[1], size[2]), drawing)
+
+
+def has_place(layer: Layer) -> bool:
+    """Whether the layer's cells can be placed on the photograph."""
+    return layer.centre is not None and layer.reduction is not None and min(layer.reduction) > 0
+
+
+def _check_style(layer: Layer, drawing: Drawing) -> None:
+    if layer.layout == "NC" and drawing.style != "grid":
+        raise NotDrawable(
+            f"layer {layer.name!r} holds one value a channel and no space: style=grid draws it as bars"
+        )
+    if drawing.style == "overlay" and not has_place(layer):
+        raise NotDrawable(
+            f"it is not known where the cells of layer {layer.name!r} lie in the image: "
+            "style=heatmap draws it by itself"
+        )
+
+
+def _check_use(drawing: Drawing) -> None:
+    for name, styles in _ONLY_WITH.items():
+        if getattr(drawing, name) is not None and drawing.style not in styles:
+            raise NotCombinable(
+                f"{name}= has no meaning for style={drawing.style}; it is for style={'|'.join(styles)}",
+                parameter=name,
+            )
+    if drawing.style == "pca" and drawing.normalize != "layer":
+        raise NotCombinable(
+            f"normalize={drawing.normalize} has no meaning for style=pca, which has a scale of its own",
+            parameter="normalize",
+        )
+    if drawing.clip and (drawing.normalize == "fixed" or drawing.style == "pca"):
+        raise NotCombinable("clip= has no meaning for normalize=fixed and style=pca", parameter="clip")
+
+
+def _check_numbers(drawing: Drawing) -> None:
+    _refuse_outside("columns", drawing.columns, 1, MAX_COLUMNS)
+    _refuse_outside("scale", drawing.scale, 1, MAX_SCALE)
+    _refuse_outside("image_weight", drawing.image_weight, 0, 1)
+    _refuse_outside("clip", drawing.clip, 0, 99)
+    _refuse_outside("vmin", drawing.vmin, -_LARGEST_VALUE, _LARGEST_VALUE)
+    _refuse_outside("vmax", drawing.vmax, -_LARGEST_VALUE, _LARGEST_VALUE)
+
+
+def _refuse_outside(name: str, value: float | None, low: float, high: float) -> None:
+    # NaN compares false and JSON has no word for it.
+    if value is not None and not low <= value <= high:
+        raise InvalidParameter(
+            f"{name}={value} is not within {low:g} to {high:g}",
+            parameter=name,
+            limit=low if value < low else high,
+            actual=value if isinstance(value, int) or math.isfinite(value) else str(value),
+        )
+
+
+def _check_range(drawing: Drawing) -> None:
+    given = drawing.vmin is not None, drawing.vmax is not None
+    if drawing.normalize != "fixed":
+        if any(given):
+            raise NotCombinable(
+                f"vmin= and vmax= are for normalize=fixed, and normalize={drawing.normalize}",
+                parameter="vmin" if given[0] else "vmax",
+            )
+        return
+    if drawing.vmin is None or drawing.vmax is None:
+        missing = "vmax" if given[0] else "vmin"
+        raise InvalidParameter(
+            f"normalize=fixed needs vmin= and vmax=; {missing}= is missing", parameter=missing
+        )
+    if drawing.vmin >= drawing.vmax:
+        raise InvalidParameter(f"vmin={drawing.vmin:g} is not below vmax={drawing.vmax:g}", parameter="vmin")
+
+
+def _check_channel(layer: Layer, channels: int | None, drawing: Drawing) -> None:
+    if drawing.style != "channel":
+        return
+    if drawing.channel is None:
+        raise InvalidParameter("style=channel needs channel=", parameter="channel")
+    if drawing.channel < 0 or (channels is not None and drawing.channel >= channels):
+        allowed = f"0 to {channels - 1}" if channels is not None else "counted from 0"
+        raise InvalidParameter(
+            f"layer {layer.name!r} has no channel {drawing.channel}; its channels are {allowed}",
+            parameter="channel",
+            limit=None if channels is None else channels - 1,
+            actual=drawing.channel,
+        )
+
+
+def _check_size(layer: Layer, size: tuple[int, ...], drawing: Drawing) -> None:
+    if drawing.style in ("pca", "eigencam"):
+        _check_work(layer, size)
+    if drawing.style == "overlay":
+        return
+    height, width = mosaic_of(size, drawing).size
+    if height * width > MAX_PIXELS:
+        raise NotDrawable(
+            f"the picture of layer {layer.name!r} would be {width} x {height} pixels, {height * width} in "
+            f"all, and at most {MAX_PIXELS} are drawn: ask for a smaller scale, fewer channels or a region",
+            limit=MAX_PIXELS,
+            actual=height * width,
+        )
+    refuse_side((height, width), drawing.format)
+
+
+def _check_work(layer: Layer, size: tuple[int, ...]) -> None:
+    channels, cells = size[0], size[1] * size[2]
+    side = min(channels, cells)
+    if side > MAX_SIDE or channels * cells * side > MAX_WORK:
+        raise NotDrawable(
+            f"layer {layer.name!r} with {channels} channels of {cells} cells is too large for components: "
+            f"select fewer channels, a region or a deeper layer, or ask for style=heatmap",
+            limit=MAX_SIDE if side > MAX_SIDE else MAX_WORK,
+            actual=side if side > MAX_SIDE else channels * cells * side,
+        )

@@ -1,0 +1,33 @@
+"""The weights of a convolution as a mosaic: what each filter looks for."""
+
+import numpy as np
+
+from service.output.pictures.colormaps import SIGNED, palette
+from service.output.pictures.files import FILES, Canvas
+from service.output.pictures.mosaic import assemble, lay_out
+from service.values import Array, Drawing, PictureFormat
+
+HIGHEST_LEVEL = 254
+COLORS = 3
+
+
+def draw_filters(weights: Array, *, colored: bool, format: PictureFormat) -> tuple[bytes, str, str]:  # noqa: A002
+    """One tile a filter, all at one scale with zero in the middle.
+
+    `weights` (out, in, kh, kw) of any real dtype. With `colored` the three input channels are red,
+    green and blue, zero being middle gray; else a filter is its mean over its input channels, in
+    signed colours. Returns the file's bytes, media type and ending.
+    """
+    values = weights.astype(np.float64) if colored else weights.mean(axis=1, keepdims=True, dtype=np.float64)
+    largest = float(np.abs(values).max()) or 1.0
+    levels = np.rint((values / largest + 1) / 2 * HIGHEST_LEVEL).astype(np.uint8)
+    mosaic = lay_out(len(values), (values.shape[2], values.shape[3]), Drawing())
+    planes = [assemble(levels[:, channel], mosaic) for channel in range(levels.shape[1])]
+    canvas = (
+        Canvas(np.stack(planes, axis=-1), None, enlarged=True)
+        if colored
+        else Canvas(planes[0], palette(SIGNED), enlarged=True)
+    )
+    file = FILES[format]
+    words = {"vmin": f"{-largest:.6g}", "vmax": f"{largest:.6g}", "style": "filters"}
+    return file.encode(canvas, words), file.media_type, file.extension

@@ -1,0 +1,46 @@
+"""The weights that made a layer, as arrays or drawn."""
+
+from service.engine.loaded import LoadedModel
+from service.output.pictures.filters import COLORS, draw_filters
+from service.output.table import FORMATS
+from service.pipeline.answers import Encoded
+from service.values import Array
+
+PICTURES = ("png", "webp")
+
+
+def encode_filters(model: LoadedModel, layer: str, kind: str) -> Encoded:
+    """The filters of a layer's convolution, one for each channel it makes: (out, in / groups, kh, kw).
+
+    Raises:
+        LayerNotFound: no such layer.
+        NoFilters: no convolution made it.
+    """
+    (found,) = model.layers().select([layer])[:1]
+    filters = model.filters(found.name)
+    weights: Array = filters.by_channel()
+    if kind in PICTURES:
+        colored = filters.reads_image and weights.shape[1] == COLORS
+        # A model fed with BGR has its first plane for blue.
+        shown = weights[:, ::-1] if colored and model.recipe and model.recipe.color == "bgr" else weights
+        body, media_type, extension = draw_filters(
+            shown, colored=colored, format="png" if kind == "png" else "webp"
+        )
+        return Encoded((body,), media_type, extension)
+    told = {
+        "model": model.identity.name,
+        "version": model.identity.version,
+        "digest": model.identity.digest,
+        "layer": found.name,
+        "node": filters.node,
+        "groups": filters.groups,
+        "strides": filters.strides,
+        "dilations": filters.dilations,
+        "transposed": filters.transposed,
+    }
+    array_format = FORMATS[kind]
+    return Encoded(
+        array_format.encode({"weights": weights}, told, "none"),
+        array_format.media_type,
+        array_format.extension,
+    )

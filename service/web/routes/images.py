@@ -1,0 +1,133 @@
+"""Images kept for a while, and feature maps one can link to."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import Response
+
+from service.pipeline.work import Pipeline
+from service.values import Job, Payload
+from service.web import etags
+from service.web.answers import json_response, model_headers, payload_response, pieces_response
+from service.web.bodies import job_of, read_image
+from service.web.door import pipeline_of
+from service.web.problems import responses
+from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
+from service.web.routes.features import ARRAYS, BINARY, PICTURES
+from service.web.schemas import ImageDescription, Statistics, image_description
+
+router = APIRouter(prefix="/v1/images", tags=["images"])
+ImageId = Annotated[
+    str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image's bytes, 64 hex digits")
+]
+ONE_IMAGE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": BINARY}, "image/*": {"schema": BINARY}},
+    }
+}
+# What was stored came from outside: as a document of this origin it may do nothing.
+SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"}
+REFUSALS = (400, 404, 413, 422, 503, 504)
+Work = Callable[[Pipeline, Job], Awaitable[Payload]]
+AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
+
+
+@router.post(
+    "",
+    operation_id="create_image",
+    status_code=201,
+    responses=responses(ImageDescription, 400, 413, 415, 422, 503)
+    | {201: {"model": ImageDescription, "description": "It is kept now"}},
+    openapi_extra=ONE_IMAGE,
+)
+async def create_image(request: Request) -> Response:
+    """Keep an image under the SHA-256 of its bytes; the same bytes again renew it (200)."""
+    stored, new = await pipeline_of(request).images.create("", await read_image(request))
+    answer = json_response(image_description(stored))
+    answer.status_code = 201 if new else 200
+    answer.headers["Location"] = f"/v1/images/{stored.id}"
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+@router.get(
+    "/{image_id}",
+    operation_id="get_image",
+    response_class=Response,
+    responses=responses(None, 404, 422, 503)
+    | {200: {"description": "The image as it was sent", "content": {"image/*": {"schema": BINARY}}}},
+)
+async def get_image(image_id: ImageId, request: Request) -> Response:
+    """The bytes as they were sent, with the detected type."""
+    images = pipeline_of(request).images
+    headers = {"ETag": f'"{image_id}"', "Cache-Control": "public, no-cache", **SANDBOX}
+    if etags.matches(request, headers["ETag"]):
+        await images.peek("", image_id)
+        return etags.not_modified(headers)
+    stored = await images.get("", image_id)
+    return pieces_response((stored.body,), headers, stored.media_type)
+
+
+@router.delete(
+    "/{image_id}", operation_id="delete_image", status_code=204, responses=responses(None, 404, 422, 503)
+)
+async def delete_image(image_id: ImageId, request: Request) -> Response:
+    """Forget the image."""
+    await pipeline_of(request).images.delete("", image_id)
+    return Response(None, 204)
+
+
+@router.get(
+    "/{image_id}/features",
+    operation_id="get_image_features",
+    response_class=Response,
+    responses=responses(None, *REFUSALS) | {200: {"description": "The maps as arrays", **ARRAYS}},
+)
+async def get_image_features(
+    image_id: ImageId, query: Annotated[KeptFeaturesQuery, Query()], request: Request
+) -> Response:
+    """As `extract_features`, under one URL; Accept is ignored."""
+    return await _answer(request, image_id, query, lambda pipeline, job: pipeline.extract(job))
+
+
+@router.get(
+    "/{image_id}/render",
+    operation_id="get_image_picture",
+    response_class=Response,
+    responses=responses(None, *REFUSALS) | {200: {"description": "The map as a picture", **PICTURES}},
+)
+async def get_image_picture(
+    image_id: ImageId, query: Annotated[KeptRenderQuery, Query()], request: Request
+) -> Response:
+    """As `render_features`, under one URL: for `<img src>`."""
+    return await _answer(request, image_id, query, lambda pipeline, job: pipeline.render(job, drawing(query)))
+
+
+@router.get(
+    "/{image_id}/statistics", operation_id="get_image_statistics", responses=responses(Statistics, *REFUSALS)
+)
+async def get_image_statistics(
+    image_id: ImageId, query: Annotated[KeptStatisticsQuery, Query()], request: Request
+) -> Response:
+    """As `describe_features`, under one URL."""
+    return await _answer(request, image_id, query, lambda pipeline, job: pipeline.describe(job))
+
+
+async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -> Response:
+    """An image that is gone is a 404, what the client still holds a 304; only then anything runs."""
+    pipeline = pipeline_of(request)
+    model = await pipeline.model(query.model, query.version)
+    etags.check_digest(model, query.digest)
+    await pipeline.images.peek("", image_id)
+    etag = etags.tag(model, image_id, query, pipeline.runtime)
+    pinned = query.version is not None and query.digest is not None
+    headers = etags.cache_headers(etag, pinned=pinned)
+    if etags.matches(request, etag):
+        return etags.not_modified(headers | model_headers(model.identity))
+    job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
+    answer = payload_response(await work(pipeline, job))
+    answer.headers.update(headers)
+    return answer
