@@ -198,10 +198,9 @@ class _Reader:
     def _conv(self, node: Node) -> _Linear:
         """On a map of one cell a 1x1 convolution is a linear layer."""
         values = self._stored(node, node.inputs[1])
-        groups = node.attributes.get("group", 1)
-        if elements(values.shape[2:]) != 1 or groups != 1 or any(node.attributes.get("pads", ())):
+        if elements(values.shape[2:]) != 1 or any(node.attributes.get("pads", ())):
             raise NotDrawable(
-                f"comes from Conv {node.name!r}, which is no linear layer: it has a window, padding or groups"
+                f"comes from Conv {node.name!r}, which is no linear layer: it has a window or padding"
             )
         bias = self._bias(node, _input(node, 2), len(values))
         return _Linear(node.inputs[0], values.reshape(values.shape[:2]), bias)
@@ -231,6 +230,7 @@ class _Reader:
         """The map (N, C, H, W in any order) whose average over all places `name` is, None where it is not."""
         node = self._maker(name)
         pooled = self._pooled(node) if node is not None else None
+        # As many averages as channels: no axis but rows and columns went, and there is one window.
         if pooled is None or not set(self._roles.get(pooled, ())) >= CHANNELS_AND_SPACE:
             return None
         return pooled if self._size(name) == self._channels(pooled) else None
@@ -247,11 +247,10 @@ class _Reader:
         node: Node | None = last
         missing = SPACE
         while missing:
-            gone = self._reduced(node) if node is not None and node.op == "ReduceMean" else frozenset()
-            if node is None or not gone or not gone <= missing:
+            if node is None or node.op != "ReduceMean":
                 return None
             name = node.inputs[0]
-            missing, node = missing - gone, self._maker(name)
+            missing, node = missing - self._reduced(node), self._maker(name)
         return name
 
     def _reduced(self, node: Node) -> frozenset[str | None]:

@@ -28,6 +28,8 @@ class Npz:
 
     name, media_type, extension, carries_metadata = "npz", "application/x-npz", "npz", True
 
+    available = True
+
     def check(self, layers: Sequence[str], compress: Compress) -> None:
         """Refuse names that a zip cannot carry safely.
 
@@ -67,6 +69,8 @@ class Safetensors:
         True,
     )
 
+    available = True
+
     def check(self, layers: Sequence[str], compress: Compress) -> None:
         """Members have no compression of their own; the format's own key is taken.
 
@@ -91,6 +95,8 @@ class Npy:
     """One layer as numpy's plain file; it has no room for metadata."""
 
     name, media_type, extension, carries_metadata = "npy", "application/x-npy", "npy", False
+
+    available = True
 
     def check(self, layers: Sequence[str], compress: Compress) -> None:
         """Refuse more than one layer.

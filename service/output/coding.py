@@ -11,6 +11,9 @@ from service.values import Chunk, Coding
 ZSTD_LEVEL = 1
 GZIP_LEVEL = 1
 SMALLEST_BYTES = 1024
+# Of a large answer a sample decides, so that what does not shrink costs next to nothing.
+WORTH_A_SAMPLE_BYTES = 1 << 20
+SAMPLES, SAMPLE_BYTES = 8, 1 << 13
 LEAST_GAIN = 0.10
 PREFERENCE: tuple[Coding, ...] = ("zstd", "gzip")
 
@@ -31,10 +34,21 @@ def choose_coding(accept_encoding: str | None) -> Coding | None:
 def encode(chunks: Sequence[Chunk], coding: Coding) -> tuple[Chunk, ...] | None:
     """The same bytes under a coding; None where it would gain under a tenth."""
     size = sum(len(chunk) for chunk in chunks)
-    if size < SMALLEST_BYTES:
+    if size < SMALLEST_BYTES or (size > WORTH_A_SAMPLE_BYTES and not _pays(_sample(chunks), coding)):
         return None
     packed = CODERS[coding](chunks)
     return (packed,) if len(packed) <= (1 - LEAST_GAIN) * size else None
+
+
+def _sample(chunks: Sequence[Chunk]) -> bytes:
+    """Pieces from all over the largest chunk, where the numbers are."""
+    largest = max(chunks, key=len)
+    step = len(largest) // SAMPLES
+    return b"".join(bytes(largest[i * step : i * step + SAMPLE_BYTES]) for i in range(SAMPLES))
+
+
+def _pays(sample: bytes, coding: Coding) -> bool:
+    return len(CODERS[coding]((sample,))) <= (1 - LEAST_GAIN) * len(sample)
 
 
 def _zstd(chunks: Sequence[Chunk]) -> bytes:

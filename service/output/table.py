@@ -5,6 +5,7 @@ from typing import Protocol
 
 from service.errors import InvalidParameter, NotAcceptable
 from service.output.arrays import Metadata, Npy, Npz, Safetensors
+from service.output.arrow import Arrow
 from service.values import Array, Chunk, Compress
 
 
@@ -16,6 +17,10 @@ class ArrayFormat(Protocol):
     extension: str
     carries_metadata: bool
 
+    @property
+    def available(self) -> bool:
+        """Whether what it needs is installed."""
+
     def check(self, layers: Sequence[str], compress: Compress) -> None:
         """Refuse, before anything runs, what the format cannot carry."""
 
@@ -26,7 +31,7 @@ class ArrayFormat(Protocol):
 
 
 # In the order that decides ties.
-FORMATS: dict[str, ArrayFormat] = {f.name: f for f in (Npz(), Safetensors(), Npy())}
+FORMATS: dict[str, ArrayFormat] = {f.name: f for f in (Npz(), Safetensors(), Npy(), Arrow())}
 PROBLEM = "application/problem+json"
 
 
@@ -42,15 +47,25 @@ def choose_format(name: str | None, accept: str | None) -> ArrayFormat:
             raise InvalidParameter(
                 f"format={name!r} is not known; there are {', '.join(FORMATS)}", parameter="format"
             )
-        return FORMATS[name]
+        return _installed(FORMATS[name])
     ranges = _ranges(accept or "")
     if not ranges:
         return next(iter(FORMATS.values()))
-    best = max(FORMATS.values(), key=lambda f: _quality(f.media_type, ranges))
+    offered = [f for f in FORMATS.values() if f.available]
+    best = max(offered, key=lambda f: _quality(f.media_type, ranges))
     if _quality(best.media_type, ranges) <= 0:
-        types = ", ".join(f.media_type for f in FORMATS.values())
+        types = ", ".join(f.media_type for f in offered)
         raise NotAcceptable(f"Accept names none of {types}; format= chooses one by name")
     return best
+
+
+def _installed(kind: ArrayFormat) -> ArrayFormat:
+    if not kind.available:
+        raise InvalidParameter(
+            f"format={kind.name} is not installed here: the operator adds 'featuremaps[{kind.name}]'",
+            parameter="format",
+        )
+    return kind
 
 
 def _ranges(accept: str) -> dict[str, float]:

@@ -108,7 +108,9 @@ def _document(
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     if error.__cause__ is not None:
-        log.info("%s: %s", error.code, error.detail, exc_info=error.__cause__)
+        # A library's text can hold paths and even passwords, so only debugging shows it.
+        log.info("%s: %s (%s)", error.code, error.detail, type(error.__cause__).__name__)
+        log.debug("%s", error.code, exc_info=error.__cause__)
     return problem(request, error)
 
 

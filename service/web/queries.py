@@ -21,7 +21,7 @@ from service.values import (
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 VERSION = r"^[0-9]{1,18}$"
 SIDES = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
-FormatName = Literal["npz", "safetensors", "npy"]
+FormatName = Literal["npz", "safetensors", "npy", "arrow"]
 
 
 def _listed(value: Any) -> Any:

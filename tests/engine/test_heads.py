@@ -39,6 +39,7 @@ CONSTANTS = {
     "c": normal(CHANNELS),
     "var": np.ones(CHANNELS, np.float32),
     "vector": np.array([1, -1]),
+    "unbatched": np.array([CHANNELS, SIDE, SIDE]),
     "fixed": np.array([1, CHANNELS, SIDE, SIDE]),
     "column": np.array([-1, 1]),
     "scale": np.float32(0.01),
@@ -145,9 +146,10 @@ TAILS = {
         POOLED[1],
         GEMM,
     ],
-    "a batch that a reshape fixes": [
-        node("Reshape", ["map", "fixed"], ["reshaped"]),
-        pool(read="reshaped"),
+    "a batch axis that went and came back": [
+        node("Reshape", ["map", "unbatched"], ["one"]),
+        node("Reshape", ["one", "fixed"], ["back"]),
+        pool(read="back"),
         POOLED[1],
         GEMM,
     ],
@@ -267,7 +269,7 @@ REFUSED = {
         node("Gemm", ["vec", "w"], ["b_"], transB=1),
         node("Add", ["a", "b_"], ["logits"]),
     ],
-    "a window, padding or groups": [node("Conv", ["map", "w33"], ["logits"])],
+    "a window or padding": [node("Conv", ["map", "w33"], ["logits"])],
     "which Mul made": [
         *POOLED,
         node("Gemm", ["vec", "w"], ["a"], transB=1),
@@ -288,7 +290,15 @@ def test_any_other_end_is_refused_with_its_reason(reason):
         find_head(case.graph, case.network)
 
 
-def test_an_average_over_a_part_of_the_map_is_refused():
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"kernel_shape": [6, 6]},
+        {"kernel_shape": [6, 6], "strides": [7, 7]},
+        {"kernel_shape": [4, 4], "dilations": [2, 2]},
+    ],
+)
+def test_an_average_over_a_part_of_the_map_is_refused(window):
     tail = [
         node("AveragePool", ["map"], ["pool"], kernel_shape=[6, 6]),
         node("Conv", ["pool", "w11"], ["logits"]),

@@ -22,6 +22,18 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\\\0"), min_size=1, max_size=40).filter(
     lambda name: ".." not in name.split("/") and not name.endswith(".npy") and name != "__metadata__"
 )
+SOME_IMAGES = st.integers(1, 3).flatmap(
+    lambda images: st.dictionaries(
+        NAMES,
+        st.sampled_from(DTYPES).flatmap(
+            lambda dtype: hnp.arrays(
+                dtype, st.tuples(st.just(images), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+            )
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 MAPS = st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=4)
 
 
@@ -57,6 +69,28 @@ def test_numpy_reads_npy(values: np.ndarray) -> None:
     assert same(np.load(io.BytesIO(encoded("npy", {"a": values})), allow_pickle=False), values)
 
 
+@given(SOME_IMAGES)
+def test_pyarrow_reads_arrow(arrays: dict[str, np.ndarray]) -> None:
+    import pyarrow as pa
+
+    images = len(next(iter(arrays.values())))
+    body = encoded("arrow", arrays, {"images": images})
+    table = pa.ipc.open_stream(body).read_all()
+    assert json.loads(table.schema.metadata[b"featuremaps"])["images"] == images
+    assert table.column_names == list(arrays)
+    for name, values in arrays.items():
+        read = table.column(name).combine_chunks().to_numpy_ndarray()
+        assert same(read, values.astype(np.uint8) if values.dtype == bool else values)
+
+
+def test_arrow_holds_a_layer_without_a_batch_axis_whole() -> None:
+    import pyarrow as pa
+
+    boxes = np.arange(12.0).reshape(3, 4)
+    table = pa.ipc.open_stream(encoded("arrow", {"boxes": boxes}, {"images": 1})).read_all()
+    assert np.array_equal(table.column("boxes").combine_chunks().to_numpy_ndarray()[0], boxes)
+
+
 def test_safetensors_carries_the_metadata() -> None:
     body = encoded("safetensors", {"a": np.zeros(3)}, {"model": "m"})
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
@@ -81,7 +115,7 @@ def test_deflate_makes_zeros_small() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_same_maps_give_the_same_bytes(kind: str) -> None:
-    arrays = {"a": np.arange(5.0)}
+    arrays = {"a": np.arange(6.0).reshape(1, 6)}
     assert encoded(kind, arrays) == encoded(kind, arrays)
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidParameter, NotAcceptable
-from service.output.coding import choose_coding, encode
+from service.output.coding import CODERS, choose_coding, encode
 from service.output.table import FORMATS, choose_format
 
-NPZ, SAFETENSORS, NPY = (f.media_type for f in FORMATS.values())
+NPZ, SAFETENSORS, NPY, ARROW = (f.media_type for f in FORMATS.values())
 DECODERS = {"gzip": gzip.decompress, "zstd": lambda body: zstandard.ZstdDecompressor().decompress(body)}
 
 
@@ -48,7 +48,7 @@ def test_the_format_by_name_wins_over_accept() -> None:
 
 
 def test_an_unknown_format_is_answered_with_those_there_are() -> None:
-    with pytest.raises(InvalidParameter, match="npz, safetensors, npy"):
+    with pytest.raises(InvalidParameter, match="npz, safetensors, npy, arrow"):
         choose_format("hdf5", None)
 
 
@@ -84,6 +84,17 @@ def test_a_coding_is_undone_by_its_own_reader(coding: str) -> None:
     packed = encode((b"header", body), coding)
     assert packed is not None
     assert DECODERS[coding](b"".join(packed)) == b"header" + body
+
+
+@pytest.mark.parametrize("coding", DECODERS)
+def test_a_large_answer_that_does_not_shrink_is_found_out_by_a_sample(
+    coding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    real = CODERS[coding]
+    monkeypatch.setitem(CODERS, coding, lambda chunks: packed.append(sum(map(len, chunks))) or real(chunks))
+    assert encode((np.random.default_rng(0).bytes(4 << 20),), coding) is None
+    assert sum(packed) < 1 << 17
 
 
 @pytest.mark.parametrize("coding", DECODERS)

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from service.output.pictures.scales import Floats
 
 Doubles = npt.NDArray[np.float64]
-# Channels x cells x the smaller of both: what the products cost, a second or two at the limit.
+# Channels x cells x the smaller of both: what the products cost: a second or two on one core at the limit.
 MAX_WORK = 2**34
 # The eigenproblem alone grows with the cube of the smaller of both.
-MAX_SIDE = 2048
+MAX_SIDE = 1536
 # Below this part of the first variance there is only rounding of float32 data, and below this
 # variance for each value, the largest value being 1, only that of the centring in float64.
 _RELATIVE_NOISE = 1e-12

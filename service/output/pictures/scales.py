@@ -56,7 +56,7 @@ def find_scale(values: Floats, drawing: Drawing, *, after_activation: bool) -> S
     else:
         signed = smallest < (-_LEAK * max(largest, 0.0) if after_activation else 0.0)
         high = _reach_of(values, finite, drawing)
-        low = high * (-1.0 if signed else 0.0)
+        low = np.asarray(high * (-1.0 if signed else 0.0))
     return Scale(low, high, signed, smallest, largest)
 
 
