@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def featuremaps(
     )
 
 
-@pytest.mark.parametrize("command", ["", "serve", "models", "layers", "extract"])
+@pytest.mark.parametrize("command", ["", "serve", "models", "layers", "extract", "render"])
 def test_help_shows_examples(command: str) -> None:
     done = CliRunner().invoke(main, [*command.split(), "--help"])
     assert done.exit_code == 0
@@ -103,6 +104,21 @@ def test_extract_writes_to_standard_output(repository: Path, images: list[Path])
     assert np.load(io.BytesIO(done.stdout)).shape == (1, 5)
 
 
+def test_render_draws_what_the_service_draws(
+    repository: Path, images: list[Path], tmp_path: Path, client: httpx.Client
+) -> None:
+    target = tmp_path / "map.webp"
+    done = featuremaps(
+        "render", "small", "stem/relu", images[0], "--style", "overlay", "-o", target, "--models", repository
+    )
+    assert done.returncode == 0, done.stderr
+    query = {"layer": "stem/relu", "style": "overlay", "format": "webp"}
+    assert (
+        target.read_bytes()
+        == client.post("/v1/models/small/render", params=query, content=images[0].read_bytes()).content
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
@@ -160,4 +176,4 @@ def test_models_in_the_folder_where_one_stands_are_served(repository: Path, tmp_
 
 
 def test_without_a_folder_the_bundled_model_is_served(tmp_path: Path) -> None:
-    assert b"cifar-resnet" in featuremaps("models", cwd=tmp_path).stdout
+    assert re.search(rb"cifar-resnet +1 +ready", featuremaps("models", cwd=tmp_path).stdout)

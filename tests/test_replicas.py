@@ -23,7 +23,12 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
 
 def test_one_replica_answers_for_an_image_that_the_other_keeps(redis: RedisServer, repository: Path) -> None:
     options = ("--models", str(repository), "--image-store", redis.url)
-    with serving(*options) as first, serving(*options) as second, first.client() as one, second.client() as two:
+    with (
+        serving(*options) as first,
+        serving(*options) as second,
+        first.client() as one,
+        second.client() as two,
+    ):
         image = one.post("/v1/images", content=encoded(photograph())).json()["id"]
         url = f"/v1/images/{image}/features?model=small"
         assert two.get(url).content == one.get(url).content
@@ -31,8 +36,13 @@ def test_one_replica_answers_for_an_image_that_the_other_keeps(redis: RedisServe
         assert one.get(url).status_code == 404
 
 
-def test_redis_gone_is_a_503_for_what_needs_it_and_nothing_else_stops(redis: RedisServer, repository: Path) -> None:
-    with serving("--models", str(repository), "--image-store", redis.url) as server, server.client() as client:
+def test_redis_gone_is_a_503_for_what_needs_it_and_nothing_else_stops(
+    redis: RedisServer, repository: Path
+) -> None:
+    with (
+        serving("--models", str(repository), "--image-store", redis.url) as server,
+        server.client() as client,
+    ):
         body = encoded(photograph())
         image = client.post("/v1/images", content=body).json()["id"]
         redis.stop()

@@ -1,4 +1,4 @@
-"""`featuremaps extract`: many images through the service's own pipeline, with a progress bar."""
+"""`featuremaps extract` and `render`: the service's own pipeline without the door."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import click
 from service.errors import ConfigurationError
 from service.output.table import FORMATS
 from service.pipeline.work import Pipeline
-from service.values import Compress, Job, Payload, Reduction
+from service.values import Compress, Drawing, Job, Payload, Reduction
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,37 @@ class Extraction:
     format: str | None
     compress: Compress
     size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What is wanted of one image."""
+
+    model: str
+    layer: str
+    reduction: Reduction
+    drawing: Drawing
+    size: tuple[int, int] | None
+
+
+async def run_rendering(pipeline: Pipeline, wanted: Rendering, image: bytes, output: Path | None) -> None:
+    """Write one picture.
+
+    Raises:
+        ServiceError
+    """
+    job = Job(
+        model=wanted.model,
+        version=None,
+        images=(image,),
+        tensor=None,
+        layers=(wanted.layer,),
+        reduction=wanted.reduction,
+        size=wanted.size,
+        timeout_s=pipeline.limits.timeout_s,
+    )
+    payload = await pipeline.render(job, wanted.drawing)
+    _write(payload, output or Path(payload.file_name))
 
 
 async def run_extraction(

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from service.settings import Settings
-from service.values import DtypeChoice, Pool
+from service.values import Combine, DtypeChoice, Normalize, PictureFormat, Pool, Style
 
 # What matters where no server is started.
 OFFLINE = ("models", "graph_optimization", "provider", "provider_fallback", "threads")
@@ -43,6 +43,36 @@ def reduction_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--grid", metavar="HxW", help="Adaptive average pooling to that size."),
             click.option(
                 "--dtype", type=click.Choice(get_args(DtypeChoice)), default="native", help="Of the values."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def drawing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add how a map is drawn; bounds are checked where it is drawn."""
+    number: dict[str, Any] = {"type": float}
+    whole: dict[str, Any] = {"type": int}
+    for option in reversed(
+        (
+            click.option("--style", type=click.Choice(get_args(Style)), default="grid", show_default=True),
+            click.option("--channel", help="For --style channel.", **whole),
+            click.option("--combine", type=click.Choice(get_args(Combine)), default="mean"),
+            click.option("--normalize", type=click.Choice(get_args(Normalize)), default="layer"),
+            click.option("--vmin", help="For --normalize fixed.", **number),
+            click.option("--vmax", help="For --normalize fixed.", **number),
+            click.option("--clip", default=0.0, help="Percent of the values that saturate.", **number),
+            click.option("--colormap", help="A name that the package cmap knows."),
+            click.option("--columns", help="Tiles in a row of the grid.", **whole),
+            click.option("--scale", help="Pixels a cell.", **whole),
+            click.option("--image-weight", default=0.5, help="Weight of the photograph, 0 to 1.", **number),
+            click.option("--target", help="Class index for --style cam.", **whole),
+            click.option(
+                "--format",
+                "kind",
+                type=click.Choice(get_args(PictureFormat)),
+                help="Default: as OUTPUT ends.",
             ),
         )
     ):

@@ -1,4 +1,4 @@
-"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`."""
+"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`, `render`."""
 
 import asyncio
 import contextlib
@@ -6,18 +6,19 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from service import __version__
-from service.cli.options import OFFLINE, reduction_options, setting_options
+from service.cli.options import OFFLINE, drawing_options, reduction_options, setting_options
 from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
 from service.output.words import read_channels, read_grid, read_region
 from service.settings import Settings, read_settings
-from service.values import Compress, Reduction
+from service.values import Compress, Drawing, Reduction
 
 BAD_USAGE, FAILED = 2, 1
 IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -160,6 +161,39 @@ def extract(
         asyncio.run(run_extraction(pipeline, wanted, images, output))
 
 
+@main.command()
+@click.argument("model")
+@click.argument("layer")
+@click.argument("image", type=IMAGE_FILE)
+@drawing_options
+@click.option("--channels", metavar="0..15,32|top:8", help="Which channels.")
+@click.option("--region", metavar="x,y,w,h|pct:x,y,w,h", help="Part of the upright photograph.")
+@click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="`-` is standard output.")
+@setting_options(OFFLINE)
+def render(
+    model: str, layer: str, image: Path, output: Path | None, options: Mapping[str, Any], **asked: Any
+) -> None:
+    """Draw the feature map of one LAYER of IMAGE.
+
+    \b
+    Examples:
+      featuremaps render cifar-resnet stem.relu cat.jpg -o map.png
+      featuremaps render cifar-resnet stage3.block2.relu cat.jpg --style overlay -o cat.webp
+    """
+    from service.cli.extraction import Rendering, run_rendering
+
+    with _pipeline(options, model) as pipeline:
+        wanted = Rendering(
+            model=_name(model),
+            layer=layer,
+            reduction=_reduction({"pool": "none", "grid": None, "dtype": "native", **asked}),
+            drawing=_drawing(asked, output),
+            size=_sides(asked["size"]),
+        )
+        asyncio.run(run_rendering(pipeline, wanted, image.read_bytes(), output))
+
+
 @contextlib.contextmanager
 def _pipeline(options: Mapping[str, Any], model: str | None = None) -> Iterator[Any]:
     """The service's own pipeline without the door; an .onnx file can stand where a name is asked for."""
@@ -194,6 +228,14 @@ def _reduction(asked: Mapping[str, Any]) -> Reduction:
         grid=read_grid(asked["grid"]) if asked["grid"] else None,
         dtype=asked["dtype"],
     )
+
+
+def _drawing(asked: Mapping[str, Any], output: Path | None) -> Drawing:
+    """The format is that of the file's ending where nothing else is said."""
+    given = {f.name: asked[f.name] for f in fields(Drawing) if f.name in asked}
+    ending = output.suffix.removeprefix(".").lower() if output else ""
+    by_ending = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}.get(ending, "png")
+    return Drawing(**{**given, "format": asked["kind"] or by_ending})
 
 
 def _name(model: str) -> str:

@@ -12,10 +12,6 @@ from typing import Any, Literal
 from service.errors import ConfigurationError, ModelFailed
 from service.values import Array, TensorSpec
 
-# onnxruntime reports to its maker at session start unless this stands in the environment before
-# the import; its own `disable_telemetry_events()` comes too late.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
 try:
     import onnxruntime as ort
 except ImportError:

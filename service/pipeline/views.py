@@ -36,6 +36,7 @@ class PictureAnswer:
             raise NotCombinable(f"a picture shows one image and {images} were sent", limit=1, actual=images)
         if self._drawing.style == "overlay" and self._job.tensor is not None:
             raise NotCombinable("style=overlay needs a photograph, and a ready tensor was sent")
+        self._check_class()
         (layer,) = layers
         reduce.check(layer, self._job.reduction)
         if self._job.reduction.region is None or windows:
@@ -61,6 +62,14 @@ class PictureAnswer:
         told = {"Featuremaps-Scale": json.dumps(dict(drawn.scale), separators=(",", ":"))}
         return Encoded((drawn.body,), drawn.media_type, drawn.extension, told)
 
+    def _check_class(self) -> None:
+        if self._drawing.style != "cam":
+            return
+        if self._drawing.target is None:
+            raise InvalidParameter("style=cam needs target=, a class's index", parameter="target")
+        if self._job.reduction.channels is not None:
+            raise NotCombinable("style=cam adds all channels up: leave channels out")
+
     def _backdrop(self, ready: Ready) -> pictures.Backdrop | None:
         if self._drawing.style not in ON_PHOTOGRAPH or not ready.pictures:
             return None
@@ -69,10 +78,7 @@ class PictureAnswer:
     def _class_weights(self, ready: Ready, layer: Layer) -> Array | None:
         if self._drawing.style != "cam":
             return None
-        if self._drawing.target is None:
-            raise InvalidParameter("style=cam needs target=, a class's index", parameter="target")
-        if ready.job.reduction.channels is not None:
-            raise NotCombinable("style=cam adds all channels up: leave channels out")
+        assert self._drawing.target is not None
         return ready.model.class_weights(layer.name, self._drawing.target)
 
 

@@ -116,6 +116,7 @@ REFUSED = {
         node("Mul", ["a", "d"], ["y"]),
     ],
     "Add makes": [node("Conv", ["x", "w1"], ["a"]), node("Add", ["a", "c11"], ["y"])],
+    "FusedConv makes": [CONV, node("FusedConv", ["x", "w", "c", "a"], ["y"], domain="com.microsoft")],
     "straight from 'x'": [node("Relu", ["x"], ["y"])],
     "ConvInteger .*does not store": [
         node("Cast", ["x"], ["b"], to=TensorProto.UINT8),

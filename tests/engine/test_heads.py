@@ -32,6 +32,7 @@ CONSTANTS = {
     "w": normal(CLASSES, CHANNELS),
     "wt": normal(CHANNELS, CLASSES),
     "w11": normal(CLASSES, CHANNELS, 1, 1),
+    "grouped": normal(4, CHANNELS // 2, 1, 1),
     "w33": normal(CLASSES, CHANNELS, 3, 3),
     "b": normal(CLASSES),
     "b2": normal(1, CLASSES),
@@ -39,8 +40,8 @@ CONSTANTS = {
     "c": normal(CHANNELS),
     "var": np.ones(CHANNELS, np.float32),
     "vector": np.array([1, -1]),
-    "unbatched": np.array([CHANNELS, SIDE, SIDE]),
-    "fixed": np.array([1, CHANNELS, SIDE, SIDE]),
+    "first": np.array([0]),
+    "space": np.array([2, -1]),
     "column": np.array([-1, 1]),
     "scale": np.float32(0.01),
     "coarse": np.float32(0.05),
@@ -50,11 +51,11 @@ CONSTANTS = {
 }
 
 
-def built(tail, outputs=("logits",)):
+def built(tail, outputs=("logits",), opset=17):
     """A convolution, an activation that makes `map` (1, 6, 7, 7), and the end of a network."""
     stem = [node("Conv", ["x", "kernel"], ["conv"]), node("Relu", ["conv"], ["map"])]
     shape = (1, 3, SIDE + 2, SIDE + 2)
-    graph = Graph(model([*stem, *tail], shape, outputs, CONSTANTS), Path(), "")
+    graph = Graph(model([*stem, *tail], shape, outputs, CONSTANTS, opset), Path(), "")
     return Built(graph, graph.network({"x": shape}), shape)
 
 
@@ -147,8 +148,8 @@ TAILS = {
         GEMM,
     ],
     "a batch axis that went and came back": [
-        node("Reshape", ["map", "unbatched"], ["one"]),
-        node("Reshape", ["one", "fixed"], ["back"]),
+        node("Squeeze", ["map", "first"], ["taken"]),
+        node("Unsqueeze", ["taken", "first"], ["back"]),
         pool(read="back"),
         POOLED[1],
         GEMM,
@@ -295,17 +296,36 @@ def test_any_other_end_is_refused_with_its_reason(reason):
     [
         {"kernel_shape": [6, 6]},
         {"kernel_shape": [6, 6], "strides": [7, 7]},
-        {"kernel_shape": [4, 4], "dilations": [2, 2]},
+        {"kernel_shape": [7, 7], "dilations": [2, 2], "pads": [0, 0, 6, 6]},
     ],
 )
 def test_an_average_over_a_part_of_the_map_is_refused(window):
+    tail = [node("AveragePool", ["map"], ["pool"], **window), node("Conv", ["pool", "w11"], ["logits"])]
+    case = built(tail, opset=19)
+    with pytest.raises(NotDrawable, match="which AveragePool made"):
+        find_head(case.graph, case.network)
+
+
+def test_several_windows_that_each_hold_the_whole_map_are_refused():
     tail = [
-        node("AveragePool", ["map"], ["pool"], kernel_shape=[6, 6]),
-        node("Conv", ["pool", "w11"], ["logits"]),
+        node("Conv", ["map", "w11"], ["scores"]),
+        node("AveragePool", ["scores"], ["logits"], kernel_shape=[8, 8], pads=[0, 0, 2, 2]),
     ]
     case = built(tail)
     with pytest.raises(NotDrawable, match="which AveragePool made"):
         find_head(case.graph, case.network)
+
+
+def test_a_linear_layer_over_groups_of_channels_is_refused():
+    case = built([pool(), node("Conv", ["pool", "grouped"], ["logits"], group=2)])
+    with pytest.raises(NotDrawable, match="one weight for each channel"):
+        find_head(case.graph, case.network)
+
+
+def test_axes_of_a_mean_may_be_an_input():
+    tail = [node("ReduceMean", ["map", "space"], ["vec"], keepdims=0), GEMM]
+    case = built(tail, opset=18)
+    assert law_residue(case, run_all(case), find_head(case.graph, case.network)) < SUMMATION
 
 
 def two_heads():

@@ -97,3 +97,8 @@ def test_a_chain_longer_than_exporters_write_is_not_followed():
     names = ["f", *"abcdeg", "y"]
     steps = [node("Identity", [names[i]], [names[i + 1]]) for i in range(7)]
     assert weight(graph(steps, {"f": CONSTANTS["f"]}), "y") is None
+
+
+@pytest.mark.parametrize(("op", "values"), [("DequantizeLinear", "q"), ("QuantizeLinear", "f")])
+def test_scales_of_blocks_leave_the_value_unknown(op, values):
+    assert weight(graph([node(op, [values, "s", "z"], ["y"], block_size=2)]), "y") is None
