@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.engine.graph import Graph
+from service.engine.layers.operators import KNOWN_DOMAINS, UNARY, names
 from service.engine.nodes import Network, Node
-from service.engine.operators import KNOWN_DOMAINS, UNARY, names
 from service.engine.weights import dequantised, floats, weight
 from service.errors import NoFilters
 from service.values import Array

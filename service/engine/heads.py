@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from service.engine.axes import find_roles, reduced_axes
-from service.engine.costs import elements
 from service.engine.filters import CONVOLUTIONS, find_convolution
 from service.engine.graph import Graph
+from service.engine.layers.axes import find_roles, reduced_axes
+from service.engine.layers.costs import elements
+from service.engine.layers.operators import KNOWN_DOMAINS, names
 from service.engine.nodes import Network, Node
-from service.engine.operators import KNOWN_DOMAINS, names
 from service.engine.weights import weight
 from service.errors import InvalidParameter, NoFilters, NotDrawable
 from service.values import Array

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from service.engine import manifest as manifests
-from service.engine.axes import input_layout
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
-from service.engine.layers import list_layers
+from service.engine.layers.axes import input_layout
+from service.engine.layers.listing import list_layers
 from service.engine.manifest import Manifest
 from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from service.engine.graph import Graph
+from service.engine.layers.operators import KNOWN_DOMAINS
 from service.engine.nodes import Node
-from service.engine.operators import KNOWN_DOMAINS
 from service.values import Array
 
 # Cast, QuantizeLinear, DequantizeLinear, Transpose, Reshape, Identity: no exporter needs more.

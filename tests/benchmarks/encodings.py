@@ -57,7 +57,9 @@ def ways(feature_map: FeatureMap) -> dict[str, Callable[[], bytes]]:
     }
     raw = values.tobytes()
     for level in (-3, 1, 3):
-        table[f"zstd level {level}, float32"] = lambda n=level: zstandard.ZstdCompressor(level=n).compress(raw)
+        table[f"zstd level {level}, float32"] = lambda n=level: zstandard.ZstdCompressor(level=n).compress(
+            raw
+        )
     for level in (0, 1, 2):
         table[f"igzip level {level}, float32"] = lambda n=level: igzip.compress(raw, n)
     table["numpy.savez_compressed"] = lambda: savez(values)
@@ -78,4 +80,5 @@ def measure(folder: Path) -> Iterator[str]:
             size = len(way())
             times.append(time.perf_counter() - start)
         median = sorted(times)[len(times) // 2] * 1000
-        yield f"{name:32} {size:>10} bytes  {size / raw:6.3f} of raw  {median:8.2f} ms  {median / (raw / 1e6):6.2f} ms/MB"
+        share, speed = size / raw, median / (raw / 1e6)
+        yield f"{name:32} {size:>10} bytes  {share:6.3f} of raw  {median:8.2f} ms  {speed:6.2f} ms/MB"

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from service.engine.axes import find_roles, input_layout
-from service.engine.layers import list_layers
+from service.engine.layers.axes import find_roles, input_layout
+from service.engine.layers.listing import list_layers
 from tests.engine.graphs import GOOD, LIGHT_NAMES, by_name, good, light, model, network, node
 
 IDENTITY = {"w": np.ones((3, 3, 1, 1), np.float32)}

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.axes import find_roles
-from service.engine.costs import find_costs
-from service.engine.layers import list_layers
+from service.engine.layers.axes import find_roles
+from service.engine.layers.costs import find_costs
+from service.engine.layers.listing import list_layers
 from tests.engine.graphs import by_name, good, light, model, network, node
 
 

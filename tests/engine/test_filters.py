@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 
 from service.engine.filters import find_filters
 from service.engine.graph import Graph
-from service.engine.layers import list_layers
+from service.engine.layers.listing import list_layers
 from service.errors import NoFilters
 from tests.engine.graphs import GOOD, good, good_graph, model, node, session
 

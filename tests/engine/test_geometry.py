@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument as Refused
 
-from service.engine.layers import list_layers
+from service.engine.layers.listing import list_layers
 from service.values import Layer
 from tests.engine.graphs import by_name, good, light, model, network, node, run
 

@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.engine.axes import find_roles
 from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
+from service.engine.layers.axes import find_roles
 from service.errors import InvalidParameter, NotDrawable
 from tests.builders import put
 from tests.engine.graphs import good, good_graph, light, model, node, session

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from service.engine.layers import list_layers
+from service.engine.layers.listing import list_layers
 from service.engine.nodes import Network, Node
 from service.values import TensorSpec
 from tests.engine.graphs import GOOD, LIGHT_NAMES, actual, by_name, good, light, model, network, node

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.engine.layers import list_layers
+from service.engine.layers.listing import list_layers
 from tests.engine.graphs import by_name, good, light, model, network, node
 
 EYE = {"w": np.ones((1, 1, 1, 1), np.float32)}

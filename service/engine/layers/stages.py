@@ -7,9 +7,9 @@ taken after an activation or a merge, while the reduction grows.
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
-from service.engine.geometry import Geometry
+from service.engine.layers.geometry import Geometry
+from service.engine.layers.operators import KNOWN_DOMAINS, names
 from service.engine.nodes import Network, Node
-from service.engine.operators import KNOWN_DOMAINS, names
 
 ACTIVATIONS = names(
     "Relu LeakyRelu PRelu Clip Sigmoid Tanh Elu Selu Celu ThresholdedRelu HardSigmoid HardSwish Mish "

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.engine.layers.operators import ELEMENTWISE, KNOWN_DOMAINS, ORDERED, RESIZING, UNARY, names
+from service.engine.layers.reshapes import BATCH, Roles, Shape, keeps_batch, regrouped
 from service.engine.nodes import Network, Node
-from service.engine.operators import ELEMENTWISE, KNOWN_DOMAINS, ORDERED, RESIZING, UNARY, names
-from service.engine.reshapes import BATCH, Roles, Shape, keeps_batch, regrouped
 from service.values import Layout, TensorSpec
 
 LAYOUTS: dict[Roles, Layout] = {

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from service.engine.axes import RULES
+from service.engine.layers.axes import RULES
+from service.engine.layers.operators import CONTRACTIONS, KNOWN_DOMAINS, names
+from service.engine.layers.reshapes import Roles, Shape
 from service.engine.nodes import Network, Node
-from service.engine.operators import CONTRACTIONS, KNOWN_DOMAINS, names
-from service.engine.reshapes import Roles, Shape
 
 # Which inputs hold weights; an operand of Add and Mul is one only if it has several elements.
 WEIGHTS: dict[str, tuple[int, ...]] = {

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from service.engine.extents import Axis, Extent
+from service.engine.layers.extents import Axis, Extent
+from service.engine.layers.operators import CONTRACTIONS, ELEMENTWISE, KNOWN_DOMAINS
+from service.engine.layers.reshapes import Roles
+from service.engine.layers.spatial import RULES
 from service.engine.nodes import Network, Node
-from service.engine.operators import CONTRACTIONS, ELEMENTWISE, KNOWN_DOMAINS
-from service.engine.reshapes import Roles
-from service.engine.spatial import RULES
 from service.values import FieldStatus, ReceptiveField
 
 UNKNOWN_FIELD = ReceptiveField(None, None, "unknown")

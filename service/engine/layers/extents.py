@@ -10,8 +10,8 @@ Where branches of one jump meet, the field is the hull of theirs.
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from service.engine.layers.reshapes import Roles
 from service.engine.nodes import Network, Node
-from service.engine.reshapes import Roles
 from service.values import FieldStatus
 
 

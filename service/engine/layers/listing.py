@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.engine.axes import find_roles, layout_of
-from service.engine.costs import Cost, elements, find_costs, image_shape
-from service.engine.geometry import UNKNOWN_FIELD, Geometry, find_geometry
+from service.engine.layers.axes import find_roles, layout_of
+from service.engine.layers.costs import Cost, elements, find_costs, image_shape
+from service.engine.layers.geometry import UNKNOWN_FIELD, Geometry, find_geometry
+from service.engine.layers.reshapes import Roles
+from service.engine.layers.stages import Activity, find_stages
 from service.engine.nodes import Network, Node
-from service.engine.reshapes import Roles
-from service.engine.stages import Activity, find_stages
 from service.values import Layer, TensorSpec
 
 

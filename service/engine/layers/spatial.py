@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
-from service.engine import axes
-from service.engine.extents import Axis, Extent
-from service.engine.operators import CONTRACTIONS, ELEMENTWISE, UNARY, names
+from service.engine.layers import axes
+from service.engine.layers.extents import Axis, Extent
+from service.engine.layers.operators import CONTRACTIONS, ELEMENTWISE, UNARY, names
 
 Rule = Callable[[Extent, Axis], Extent]
 HALF = Fraction(1, 2)
