@@ -30,7 +30,7 @@ def make_pipeline(settings: Settings) -> Pipeline:
         provider=settings.provider,
         fallback=settings.provider_fallback,
         optimization=settings.graph_optimization,
-        threads=settings.threads,
+        threads=settings.network_threads,
     )
     plans = PlanCache(settings.plan_cache_bytes)
 

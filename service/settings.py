@@ -49,8 +49,13 @@ class Settings(BaseModel):
     )
     provider: Literal["cpu", "cuda", "auto"] = Field("cpu", description="Execution provider")
     provider_fallback: bool = Field(False, description="Run on the CPU where provider cuda is not to be had")
-    threads: int = Field(
-        0, ge=0, le=256, description="Threads of the network and of each stage; 0 is one a core"
+    threads: int = Field(0, ge=0, le=256, description="Threads of each stage of a request; 0 is one a core")
+    network_threads: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Threads that runs of networks share beside their own: 1 gives most answers a second, "
+        "one a core gives a single caller the soonest",
     )
     plan_cache_bytes: int = Field(
         1024 * MIB, ge=0, description="Bytes of compiled plans that are kept, estimated"

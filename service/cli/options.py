@@ -10,7 +10,7 @@ from service.settings import Settings
 from service.values import Combine, DtypeChoice, Normalize, PictureFormat, Pool, Style
 
 # What matters where no server is started.
-OFFLINE = ("models", "graph_optimization", "provider", "provider_fallback", "threads")
+OFFLINE = ("models", "graph_optimization", "provider", "provider_fallback", "threads", "network_threads")
 
 
 def setting_options(names: Sequence[str] = tuple(Settings.model_fields)) -> Callable[[Any], Any]:

@@ -10,6 +10,9 @@ from service.app import make_app
 from service.errors import ConfigurationError
 from service.settings import Settings
 
+# Longer than proxies keep idle connections (60 s in most), so that it is they who close them.
+KEEP_ALIVE_S = 75
+
 
 def run(settings: Settings) -> None:
     """Serve until a signal ends it.
@@ -22,7 +25,13 @@ def run(settings: Settings) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"featuremaps {__version__} listens on http://{shown}:{port}")
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -4,7 +4,6 @@ The only module that imports it.
 """
 
 import importlib.metadata
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +62,7 @@ class Runtime:
         provider: Provider = "cpu",
         fallback: bool = False,
         optimization: GraphOptimization = "all",
-        threads: int = 0,
+        threads: int = 1,
     ) -> None:
         check_installed()
         _share_threads(threads)
@@ -143,11 +142,13 @@ def _installed(name: str) -> bool:
 def _share_threads(threads: int) -> None:
     """Sessions with pools of their own spin against each other, so all share the process's one.
 
-    It is made once: a second Runtime of the same process, as tests have, shares the first one's.
+    A pool of one holds no thread but the caller's: any other would spin for milliseconds after each
+    run, which costs an early layer three times what it takes. The pool is made once: a second
+    Runtime of the same process, as tests have, shares the first one's.
     """
     if not _pool_sizes:
         ort.set_default_logger_severity(ERRORS_ONLY)
-        _pool_sizes.append(threads or len(os.sched_getaffinity(0)))
+        _pool_sizes.append(threads)
         ort.set_global_thread_pool_sizes(_pool_sizes[0], 1)
 
 

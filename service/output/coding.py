@@ -52,13 +52,16 @@ def _pays(sample: bytes, coding: Coding) -> bool:
 
 
 def _zstd(chunks: Sequence[Chunk]) -> bytes:
-    compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compressobj(sum(map(len, chunks)))
-    return b"".join([*(compressor.compress(chunk) for chunk in chunks), compressor.flush()])
+    # At one go it is half as slow as piece by piece, and joining costs little beside it.
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(_joined(chunks))
 
 
 def _gzip(chunks: Sequence[Chunk]) -> bytes:
-    whole = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    return igzip.compress(whole, compresslevel=GZIP_LEVEL, mtime=0)
+    return igzip.compress(_joined(chunks), compresslevel=GZIP_LEVEL, mtime=0)
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 CODERS = {"zstd": _zstd, "gzip": _gzip}

@@ -1,17 +1,19 @@
 """What an early layer costs the service, against the bare pipeline: CPU seconds an answer, side by side.
 
 ResNet-50 with random weights, a 100 kB JPEG in, the second ReLU as float32 `.npy` out. The bare
-pipeline is Pillow, numpy, the graph cut by hand and `np.save`, in one process with the same threads.
+pipeline is Pillow, numpy, the graph cut by hand and `np.save`, in one process with one thread, as the
+service runs a network by default.
 """
 
+import http.client
 import io
 import json
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 from PIL import Image
@@ -42,7 +44,7 @@ def bare(file: Path, layer: str) -> None:
 
     extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(onnx.load(file)))
     cut = extractor.extract_model([INPUT], [layer])
-    ort.set_global_thread_pool_sizes(2, 1)
+    ort.set_global_thread_pool_sizes(1, 1)
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     session = ort.InferenceSession(cut.SerializeToString(), options, ["CPUExecutionProvider"])
@@ -81,11 +83,13 @@ def measure(folder: Path, position: int = 1) -> dict[str, float]:
     assert peer.stdout
     rows = []
     try:
-        with serving("--models", str(folder)) as server, server.client() as client:
+        with serving("--models", str(folder)) as server:
+            client = http.client.HTTPConnection(server.url.removeprefix("http://"))
             for _ in range(ROUNDS + 1):
                 peer.stdin.write("\n")
                 peer.stdin.flush()
                 rows.append((*json.loads(peer.stdout.readline()), *_served(client, server.pid, layer)))
+            client.close()
     finally:
         peer.stdin.close()
         peer.wait(30)
@@ -93,13 +97,14 @@ def measure(folder: Path, position: int = 1) -> dict[str, float]:
     return _summary(rows[1:])
 
 
-def _served(client: httpx.Client, pid: int, layer: str) -> tuple[float, float, int]:
+def _served(client: http.client.HTTPConnection, pid: int, layer: str) -> tuple[float, float, int]:
     process, image = psutil.Process(pid), jpeg()
-    url, query = "/v1/models/resnet50/features", {"layers": layer, "format": "npy"}
-    headers = {"Content-Type": "image/jpeg", "Accept-Encoding": "identity"}
+    query = urllib.parse.urlencode({"layers": layer, "format": "npy"})
+    headers = {"Content-Type": "image/jpeg"}
     before, start = sum(process.cpu_times()[:2]), time.perf_counter()
     for _ in range(ANSWERS):
-        body = client.post(url, params=query, content=image, headers=headers).content
+        client.request("POST", f"/v1/models/resnet50/features?{query}", image, headers)
+        body = client.getresponse().read()
     used = sum(process.cpu_times()[:2]) - before
     return used / ANSWERS, (time.perf_counter() - start) / ANSWERS, len(body)
 
