@@ -11,7 +11,7 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all check bench format lock clean
+.PHONY: help run install test test-all test-long check bench format lock clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: check ## Lint, types, import contracts and the test suite, long runs as sa
 
 test-all: check ## The same with every long run
 	$(BIN)/python -m pytest -m "not cuda"
+
+test-long: $(VENV)/.developing ## Only the long runs that make test leaves out
+	$(BIN)/python -m pytest -m "slow and not cuda"
 
 check: $(VENV)/.developing ## Lint, formatting, types
 	$(BIN)/ruff check .
