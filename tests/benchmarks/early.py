@@ -22,7 +22,6 @@ from tests.benchmarks.resnet import INPUT, random_resnet50, relus
 from tests.builders import encoded, photograph
 from tests.servers import serving
 
-
 ROUNDS, ANSWERS = 4, 60
 MODEL_TOML = "[input]\nresize = 256\nmean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]\n"
 
