@@ -23,9 +23,9 @@ def test_the_command_wins_over_the_environment_and_that_over_the_file(tmp_path: 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_can_be_given_in_the_environment(name: str) -> None:
     default = getattr(Settings(), name)
-    text = ":".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    given = read_settings({}, {PREFIX + name.upper(): text or "models"})
-    assert getattr(given, name) == (default or ((Path("models"),) if name == "models" else default))
+    text = str(default) if default not in ((), "") else "somewhere"
+    expected = {"models": (Path("somewhere"),), "image_store": "somewhere"}.get(name, default)
+    assert getattr(read_settings({}, {PREFIX + name.upper(): text}), name) == expected
 
 
 def test_several_repositories_stand_in_one_variable() -> None:
