@@ -247,16 +247,6 @@ def test_a_fixed_batch_whose_reshape_holds_it_runs_one_by_one(client: httpx.Clie
     assert len({one.tobytes() for one in singles}) == 3
 
 
-def test_several_images_for_a_layer_without_a_batch_axis_are_refused(client: httpx.Client) -> None:
-    listed = client.get("/v1/models/reshaping/layers").json()["layers"]
-    if all(row["batch_axis"] == 0 for row in listed):
-        pytest.skip("every layer of this graph has a batch axis")
-    name = next(row["name"] for row in listed if row["batch_axis"] is None)
-    files = [("image", encoded(photograph(seed=s), "PNG")) for s in range(2)]
-    answer = client.post("/v1/models/reshaping/features", files=files, params={"layers": name})
-    assert answer.status_code == 422
-
-
 def test_a_fixed_batch_that_can_be_freed_gives_what_single_runs_give(client: httpx.Client) -> None:
     files = [("image", encoded(photograph(seed=s), "PNG")) for s in range(2)]
     together = npz(client.post("/v1/models/fixed/features", files=files, params={"layers": "all"}))
