@@ -7,6 +7,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.output import coding
 from service.values import Chunk, Identity, Payload
 
 # In the order that they happen; only what was measured is told.
@@ -53,6 +54,15 @@ def json_response(content: Mapping[str, Any], model: Identity | None = None) -> 
     """JSON, written by a library that is quick on long lists."""
     headers = {"Cache-Control": "no-cache", **(model_headers(model) if model else {})}
     return Response(orjson.dumps(content), 200, headers, "application/json")
+
+
+def long_json_response(content: Mapping[str, Any], model: Identity, accept_encoding: str | None) -> Response:
+    """JSON that may be long, coded where the client takes it; to be called in a thread."""
+    body: tuple[Chunk, ...] = (orjson.dumps(content),)
+    headers = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding", **model_headers(model)}
+    if (wanted := coding.choose_coding(accept_encoding)) and (packed := coding.encode(body, wanted)):
+        body, headers["Content-Encoding"] = packed, wanted
+    return PiecesResponse(body, headers, "application/json")
 
 
 def model_headers(model: Identity) -> dict[str, str]:

@@ -71,6 +71,14 @@ def test_list_layers_is_the_dry_run_of_a_request(client: httpx.Client) -> None:
     }
 
 
+def test_a_long_list_of_layers_is_coded_where_the_client_takes_it(client: httpx.Client) -> None:
+    plain = client.get("/v1/models/small/layers", headers={"Accept-Encoding": "identity"})
+    coded = client.get("/v1/models/small/layers", headers={"Accept-Encoding": "gzip"})
+    assert coded.headers["Content-Encoding"] == "gzip"
+    assert "Content-Encoding" not in plain.headers
+    assert coded.json() == plain.json()
+
+
 def test_the_size_changes_what_a_layer_costs(client: httpx.Client) -> None:
     def macs(size: str) -> int:
         return client.get("/v1/models/small/layers", params={"size": size}).json()["total_macs"]

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from service.pipeline.filters import encode_filters
 from service.web import etags
-from service.web.answers import json_response, model_headers, pieces_response
+from service.web.answers import json_response, long_json_response, model_headers, pieces_response
 from service.web.door import pipeline_of
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
@@ -44,7 +44,10 @@ async def list_layers(model: ModelName, query: Annotated[LayersQuery, Query()], 
     """The layers selected, with shape, reduction, receptive field and cost: the dry run of a request."""
     pipeline = pipeline_of(request)
     selected = await pipeline.layers(model, query.version, query.layers, sides(query.size))
-    return json_response(layer_list(selected), selected.model.identity)
+    accepted = request.headers.get("accept-encoding")
+    return await pipeline.in_thread(
+        lambda: long_json_response(layer_list(selected), selected.model.identity, accepted)
+    )
 
 
 @router.get(
