@@ -6,10 +6,12 @@ bytes -> Job -> Picture -> Prepared -> Plan -> FeatureMap -> Payload
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 Array = npt.NDArray[Any]
 Layout = Literal["NCHW", "NHWC", "NC"]
@@ -31,15 +33,30 @@ Chunk = bytes | memoryview
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An upright photograph: `pixels` (H, W, 3) uint8 sRGB.
+    """An upright photograph: `image` of Pillow's mode RGB, sRGB, which nobody changes.
 
     `color_profile` says what became of an embedded ICC profile: `none` (there was none), `srgb`
     (it is sRGB), `converted` (another one, converted to sRGB) or `ignored` (it does not parse).
     """
 
-    pixels: npt.NDArray[np.uint8]
+    image: Image.Image
     media_type: str
     color_profile: Literal["none", "srgb", "converted", "ignored"] = "none"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.image.height, self.image.width
+
+    @cached_property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8, read-only; a copy that only drawing needs: resizing works on `image`."""
+        return np.asarray(self.image)
+
+    @classmethod
+    def of(cls, pixels: npt.NDArray[np.uint8], media_type: str) -> "Picture":
+        """A picture of pixels (H, W, 3) uint8."""
+        return cls(Image.fromarray(pixels), media_type)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from service.errors import ImageNotDecodable, ImageTooLarge
-from service.intake.color import strips, to_srgb
+from service.intake.color import to_srgb
 from service.intake.formats import Format, recognise
 from service.values import Picture
 
@@ -27,7 +25,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAX_EXIF_BYTES = 2**20
-_IN_ONE_PIECE_PIXELS = 4_000_000
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _PNG_GRAY_KEY_STEP = {1: 1, 2: 85, 4: 17, 8: 1}
 
@@ -47,8 +44,7 @@ def decode(body: bytes, *, max_pixels: int) -> Picture:
         max_pixels: width times height allowed, read from the header before pixels are decoded.
 
     Returns:
-        `pixels` (H, W, 3) uint8, C-contiguous, not always writable; the detected media type; and
-        what became of the profile.
+        The upright image, the detected media type, and what became of the profile.
 
     Raises:
         UnsupportedImage: not one of these formats; HEIC is told how to be converted.
@@ -69,7 +65,7 @@ def decode(body: bytes, *, max_pixels: int) -> Picture:
     del image  # what is not needed is let go at once: of 50 megapixels each copy takes 200 MB
     upright = rgb if turn is None else rgb.transpose(turn)
     del rgb
-    return Picture(_pixels(upright), form.media_type, verdict)
+    return Picture(upright, form.media_type, verdict)
 
 
 @contextmanager
@@ -148,12 +144,3 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return None
-
-
-def _pixels(rgb: Image.Image) -> npt.NDArray[np.uint8]:
-    if rgb.width * rgb.height <= _IN_ONE_PIECE_PIXELS:
-        return np.asarray(rgb)
-    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
-    for top, rows in strips(rgb):
-        pixels[top : top + len(rows)] = rows
-    return pixels

@@ -46,7 +46,7 @@ def preprocess(picture: Picture, recipe: Preprocessing, spec: TensorSpec) -> Pre
     once. For a uint8 input x is rounded to the nearest integer and clipped to 0..255.
 
     Args:
-        picture: `pixels` (H, W, 3) uint8.
+        picture: upright, sRGB.
         recipe: `mean` and `std` in the order of `color`.
         spec: (N, C, H, W) or (N, H, W, C) by its layout, float32, float16, float64 or uint8.
 
@@ -58,9 +58,9 @@ def preprocess(picture: Picture, recipe: Preprocessing, spec: TensorSpec) -> Pre
     """
     channels = 1 if recipe.color in ("gray", "y") else 3
     shape = _tensor_shape(recipe, spec, channels)
-    photo = picture.pixels.shape[0], picture.pixels.shape[1]
+    photo = picture.size
     fitted = _fit(photo, recipe)
-    pixels = _render(_channels(picture.pixels, recipe), fitted, recipe)
+    pixels = _render(_channels(picture.image, recipe), fitted, recipe)
     tables = _tables(recipe.scale, recipe.mean, recipe.std, spec.dtype)
     tensor = np.empty(shape, spec.dtype)
     planes = tensor[0] if spec.layout == "NCHW" else np.moveaxis(tensor[0], -1, 0)
@@ -164,8 +164,7 @@ def _placement(photo: tuple[int, int], fitted: _Fitted) -> Placement:
     return Placement(photo, scale, (float(fitted.corner[0]), float(fitted.corner[1])))
 
 
-def _channels(pixels: npt.NDArray[np.uint8], recipe: Preprocessing) -> Image.Image:
-    image = Image.fromarray(pixels)
+def _channels(image: Image.Image, recipe: Preprocessing) -> Image.Image:
     match recipe.color:
         case "gray":
             return image.convert("L")

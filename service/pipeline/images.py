@@ -73,7 +73,7 @@ class KeptImages:
 
     def _checked(self, owner: str, body: bytes) -> tuple[StoredImage, bool]:
         picture = decode(body, max_pixels=self._limits.pixels)
-        height, width = picture.pixels.shape[:2]
+        height, width = picture.size
         return self._store.put(owner, body, media_type=picture.media_type, width=width, height=height)
 
 

@@ -43,8 +43,9 @@ class Source:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the tensor and of the pictures."""
-        return int(self.prepared.tensor.nbytes + sum(picture.pixels.nbytes for picture in self.pictures))
+        """Bytes of the tensor and of the pictures, of which Pillow holds four a pixel."""
+        pixels = sum(picture.size[0] * picture.size[1] for picture in self.pictures)
+        return int(self.prepared.tensor.nbytes) + 4 * pixels
 
 
 def prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:

@@ -40,7 +40,7 @@ SIDES = st.integers(1, 300)
 
 def picture(height: int, width: int) -> Picture:
     pixels = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8)
-    return Picture(pixels, "image/png")
+    return Picture.of(pixels, "image/png")
 
 
 def seen(photo: Picture, recipe: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -102,7 +102,7 @@ def test_a_picture_of_the_right_size_is_not_resampled() -> None:
 def test_crop_without_resize_covers_the_input_with_photograph(
     h: int, w: int, rows: int, columns: int
 ) -> None:
-    white = Picture(np.full((h, w, 3), 255, np.uint8), "image/png")
+    white = Picture.of(np.full((h, w, 3), 255, np.uint8), "image/png")
     assert seen(white, replace(RAW, resize=None, size=(rows, columns))).min() == 255
 
 
@@ -120,7 +120,7 @@ def test_letterbox_is_yolox_with_the_padding_where_asked(h: int, w: int, pad_at:
 
 
 def test_where_the_photograph_falls_short_of_the_crop_there_is_black() -> None:
-    white = Picture(np.full((10, 10, 3), 255, np.uint8), "image/png")
+    white = Picture.of(np.full((10, 10, 3), 255, np.uint8), "image/png")
     corner = seen(white, replace(RAW, resize=16, size=(32, 32)))
     assert (corner[7, 16, 0], corner[8, 16, 0], corner[23, 16, 0], corner[24, 16, 0]) == (0, 255, 255, 0)
 
@@ -185,7 +185,7 @@ def test_a_gray_input_has_one_channel() -> None:
 def test_a_uint8_input_is_rounded_and_clipped() -> None:
     pixels = np.array([[[0, 10, 200]]], np.uint8)
     recipe = replace(RAW, fit="stretch", resize=None, size=(1, 1), scale=1.25, mean=(5.0,) * 3)
-    tensor = preprocess(Picture(pixels, "image/png"), recipe, BYTES).tensor
+    tensor = preprocess(Picture.of(pixels, "image/png"), recipe, BYTES).tensor
     assert tensor.ravel().tolist() == [0, 8, 245]
 
 
@@ -271,7 +271,7 @@ def test_a_mark_on_the_photograph_is_found_where_the_placement_says(fit: Any, sh
     pixels[100:110, 150:160] = 255
     recipe = replace(RAW, fit=fit, pad_value=0, size=(96, 96), resize=100)
     tensor, (placement,) = (lambda ready: (ready.tensor[0, 0], ready.placements))(
-        preprocess(Picture(pixels, "image/png"), recipe, ANY)
+        preprocess(Picture.of(pixels, "image/png"), recipe, ANY)
     )
     y, x = np.mgrid[:96, :96] + 0.5
     centre = (np.sum(y * tensor) / tensor.sum(), np.sum(x * tensor) / tensor.sum())
@@ -283,7 +283,7 @@ def test_a_mark_on_the_photograph_is_found_where_the_placement_says(fit: Any, sh
 def test_what_is_seen_of_a_photograph_is_seen_again_unchanged(h: int, w: int, recipe: Preprocessing) -> None:
     once = seen(picture(h, w), recipe)
     again = replace(recipe, resize=None)
-    assert np.array_equal(seen(Picture(once, "image/png"), again), once)
+    assert np.array_equal(seen(Picture.of(once, "image/png"), again), once)
 
 
 # Extremes
@@ -292,7 +292,7 @@ def test_what_is_seen_of_a_photograph_is_seen_again_unchanged(h: int, w: int, re
 @pytest.mark.parametrize("fit", ["crop", "stretch", "letterbox"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 10_000), (10_000, 1), (1, 50_000), (2, 3)])
 def test_extreme_shapes_give_a_full_input(fit: Any, shape: tuple[int, int]) -> None:
-    gray = Picture(np.full((*shape, 3), 99, np.uint8), "image/png")
+    gray = Picture.of(np.full((*shape, 3), 99, np.uint8), "image/png")
     tensor = preprocess(gray, replace(RAW, fit=fit, pad_value=99), ANY).tensor
     assert (tensor.shape, tensor.min(), tensor.max()) == ((1, 3, 224, 224), 99, 99)
 
@@ -307,7 +307,7 @@ numbers = {"scale": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3, "source": "defau
 recipe = Preprocessing((224, 224), "crop", 256, 99, "centre", "lanczos", "rgb", **numbers)
 spec = TensorSpec("input", "uint8", (1, 224, 224, 3), "NHWC")
 for shape in ((10_000_000, 1, 3), (1, 10_000_000, 3)):
-    line = Picture(np.full(shape, 99, np.uint8), "image/png")
+    line = Picture.of(np.full(shape, 99, np.uint8), "image/png")
     for fit in ("crop", "stretch", "letterbox"):
         for interpolation in ("nearest", "lanczos"):
             changed = replace(recipe, fit=fit, interpolation=interpolation)
@@ -329,7 +329,7 @@ def test_a_line_of_millions_of_pixels_is_no_burden() -> None:
 def test_a_strip_too_long_to_resize_whole_is_cut_first_with_the_same_pixels_but_for_two_levels() -> None:
     """256 by 102400 is more than 16 megapixels; the oracle resizes the middle alone, with some around."""
     ramp = np.broadcast_to(np.arange(4000, dtype=np.uint32)[:, None] % 251, (4000, 10))
-    strip = Picture(np.repeat(ramp[..., None], 3, -1).astype(np.uint8), "image/png")
+    strip = Picture.of(np.repeat(ramp[..., None], 3, -1).astype(np.uint8), "image/png")
     whole = Image.fromarray(strip.pixels[1900:2100]).resize((256, 5120), Image.Resampling.BILINEAR)
     top = round((102400 - 224) / 2.0) - 1900 * 256 // 10
     expected = np.asarray(whole)[top : top + 224, 16:240].astype(int)

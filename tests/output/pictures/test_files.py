@@ -25,7 +25,7 @@ PHOTO = np.random.default_rng(4).integers(0, 256, (60, 80, 3), np.uint8)
 
 
 def drawn(style: str, kind: str, **parameters: object) -> Drawn:
-    behind = Backdrop(Picture(PHOTO, "image/png"), Placement((60, 80), (0.9, 0.7), (0.0, 0.0)))
+    behind = Backdrop(Picture.of(PHOTO, "image/png"), Placement((60, 80), (0.9, 0.7), (0.0, 0.0)))
     drawing = Drawing(style=style, format=kind, channel=2 if style == "channel" else None, **parameters)
     return draw(
         feature_map(VALUES),

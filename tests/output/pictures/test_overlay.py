@@ -21,7 +21,7 @@ GEOMETRIES = [(1, 0.0), (2, 0.5), (2, 0.0), (4, 1.5), (4, 3.0), (8, 3.5), (8, 0.
 
 
 def backdrop(placement: Placement, gray: int = 0) -> Backdrop:
-    return Backdrop(Picture(np.full((*placement.photo, 3), gray, np.uint8), "image/png"), placement)
+    return Backdrop(Picture.of(np.full((*placement.photo, 3), gray, np.uint8), "image/png"), placement)
 
 
 def heat_of(
@@ -140,7 +140,7 @@ def test_a_large_photograph_is_shrunk_and_the_cells_with_it() -> None:
 def test_a_photograph_is_shrunk_by_area() -> None:
     stripes = np.zeros((10, 2048, 3), np.uint8)
     stripes[:, ::2] = 200
-    behind = Backdrop(Picture(stripes, "image/png"), Placement((10, 2048), (1.0, 1.0), (0.0, 0.0)))
+    behind = Backdrop(Picture.of(stripes, "image/png"), Placement((10, 2048), (1.0, 1.0), (0.0, 0.0)))
     drawn = heat_of(one_hot(4, 1, 1, 4, 0.0), behind, weight=1.0)
     assert drawn.shape == (5, 1024, 3)
     assert (drawn == 100).all()

@@ -180,7 +180,7 @@ DRAWINGS = st.builds(
     format=st.sampled_from(["png", "webp", "jpeg"]),
 )
 BACKDROP = Backdrop(
-    Picture(np.full((9, 12, 3), 128, np.uint8), "image/png"), Placement((9, 12), (1.3, 0.8), (-2.0, 0.5))
+    Picture.of(np.full((9, 12, 3), 128, np.uint8), "image/png"), Placement((9, 12), (1.3, 0.8), (-2.0, 0.5))
 )
 
 
