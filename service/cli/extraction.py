@@ -88,7 +88,9 @@ def _job(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> Job:
 
 def _targets(images: Sequence[Path], output: Path | None, kind: str | None) -> list[tuple[Path, str]]:
     """Where each image's maps go, and in which format: the file's ending decides where nothing else does."""
-    if len(images) == 1 and output is not None and not output.is_dir():
+    if str(output) == "-":
+        return [(Path("-"), kind or "npz")]
+    if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
         chosen = kind or _format_of(output)
         return [(output, chosen)]
     chosen = kind or "npz"
@@ -106,7 +108,10 @@ def _targets(images: Sequence[Path], output: Path | None, kind: str | None) -> l
 
 def _format_of(output: Path) -> str:
     ending = output.suffix.removeprefix(".")
-    return next((name for name, kind in FORMATS.items() if kind.extension == ending), "npz")
+    for name, kind in FORMATS.items():
+        if kind.extension == ending:
+            return name
+    raise ConfigurationError(f"{output} ends as no format does: say which with --format")
 
 
 def _write(payload: Payload, target: Path) -> None:
@@ -114,7 +119,10 @@ def _write(payload: Payload, target: Path) -> None:
         for chunk in payload.chunks:
             sys.stdout.buffer.write(chunk)
         return
-    with target.open("wb") as file:
-        for chunk in payload.chunks:
-            file.write(chunk)
+    try:
+        with target.open("wb") as file:
+            for chunk in payload.chunks:
+                file.write(chunk)
+    except OSError as error:
+        raise ConfigurationError(f"{target} cannot be written: {error.strerror}") from error
     click.echo(f"{target}  {payload.size:,} bytes", err=True)

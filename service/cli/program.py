@@ -133,7 +133,7 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="A file for one image, a folder for several; `-` is standard output.  [default: this folder]",
+    help="A file for one image, a folder (a name without an ending) for any number, or `-`.  [default: here]",
 )
 @setting_options(OFFLINE)
 def extract(
@@ -234,8 +234,10 @@ def _drawing(asked: Mapping[str, Any], output: Path | None) -> Drawing:
     """The format is that of the file's ending where nothing else is said."""
     given = {f.name: asked[f.name] for f in fields(Drawing) if f.name in asked}
     ending = output.suffix.removeprefix(".").lower() if output else ""
-    by_ending = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}.get(ending, "png")
-    return Drawing(**{**given, "format": asked["kind"] or by_ending})
+    by_ending = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}.get(ending)
+    if ending and by_ending is None and asked["kind"] is None:
+        raise ConfigurationError(f"{output} ends as no picture does: say which with --format")
+    return Drawing(**{**given, "format": asked["kind"] or by_ending or "png"})
 
 
 def _name(model: str) -> str:
@@ -247,6 +249,8 @@ def _sides(size: str | None) -> tuple[int, int] | None:
         return None
     try:
         height, width = (int(side) for side in size.split("x"))
+        if height < 1 or width < 1:
+            raise ValueError(size)
     except ValueError as error:
         raise click.BadParameter(f"{size!r} is not HxW, such as 224x224", param_hint="--size") from error
     return height, width

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from cachetools import LRUCache
 
 from service.engine import manifest as manifests
 from service.engine.filters import Filters, find_filters
@@ -23,7 +24,7 @@ from service.errors import InvalidParameter, ModelFailed, ModelNeedsConstants, S
 from service.values import Array, Identity, Layer, Plan, Preprocessing, ReceptiveField, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
-TABLES_KEPT = 16
+TABLES_KEPT, SEPARABLE_KEPT = 16, 1024
 
 
 class LoadedModel:
@@ -42,7 +43,7 @@ class LoadedModel:
         self._graph = graph
         self._runtime = runtime
         self._plans = plans
-        self._separable: dict[Plan, bool] = {}
+        self._separable: LRUCache[tuple[Plan, tuple[int, ...]], bool] = LRUCache(SEPARABLE_KEPT)
         self._tables: dict[tuple[int, int] | None, LayerTable] = {}
         self._tables_lock = threading.Lock()
         self.manifest = manifest
@@ -198,11 +199,16 @@ class LoadedModel:
     def _is_separable(self, plan: Plan, image_shape: tuple[int, ...]) -> bool:
         """Whether two images in one batch give bit for bit what each gives alone, without optimisation.
 
-        Found out once a plan, on noise: a reshape with a constant batch of 1 fails or mixes images.
+        Found out once a plan and size, on noise: a reshape with a constant batch of 1 fails or mixes images.
         """
-        if plan not in self._separable:
-            self._separable[plan] = self._batch_equals_singles(plan, image_shape)
-        return self._separable[plan]
+        key = (plan, image_shape)
+        with self._tables_lock:
+            known = self._separable.get(key)
+        if known is None:
+            known = self._batch_equals_singles(plan, image_shape)
+            with self._tables_lock:
+                self._separable[key] = known
+        return known
 
     def _batch_equals_singles(self, plan: Plan, image_shape: tuple[int, ...]) -> bool:
         spec = self.image_spec()

@@ -29,6 +29,8 @@ ELEMENT_TYPES = {
     "bool": "bool",
 } | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 ERRORS_ONLY = 3
+# What a session of hardly any weights was measured to take.
+SESSION_BYTES = 150_000
 _pool_sizes: list[int] = []
 
 
@@ -78,7 +80,7 @@ class Runtime:
         """
         session = self._session(model, folder, self._level(self.optimization), self._providers)
         # Weights are held once as they are and often once more packed for the CPU's kernels.
-        return Session(session, kept_bytes=2 * max(weight_bytes, len(model)))
+        return Session(session, kept_bytes=SESSION_BYTES + 2 * max(weight_bytes, len(model)))
 
     def compile_exact(self, model: bytes, folder: Path) -> Session:
         """Compile without any optimisation, on the CPU: the yardstick of what is exact."""

@@ -37,10 +37,14 @@ class LayerTable:
             LayerNotFound: a word means nothing; `suggestions` holds the nearest names.
             InvalidParameter: a word is ill-formed.
         """
+        words = list(words)
+        # Counted before anything is split: splitting a long text costs more than refusing it.
+        _refuse_more(len(words) + sum(word.count(",") for word in words), MAX_TERMS, "terms")
         terms = [term for word in words for term in self._terms(word)]
         if not terms:
             raise InvalidParameter(f"layers is empty; {HOW_TO_FIND_OUT}", parameter="layers")
-        _refuse_too_many(terms)
+        _refuse_more(sum("*" in term or "?" in term for term in terms), MAX_GLOBS, "globs")
+        _refuse_more(max(map(len, terms)), MAX_TERM_LENGTH, "characters in one term")
         chosen = {layer.name: layer for term in terms for layer in self._meant(term)}
         return tuple(sorted(chosen.values(), key=lambda layer: layer.index))
 
@@ -95,16 +99,10 @@ class LayerTable:
         return sorted((x for x in self.layers if x.stage is not None), key=lambda x: x.stage or 0)
 
 
-def _refuse_too_many(terms: Sequence[str]) -> None:
-    globs = sum(1 for term in terms if "*" in term or "?" in term)
-    for count, limit, what in (
-        (len(terms), MAX_TERMS, "terms"),
-        (globs, MAX_GLOBS, "globs"),
-        (max(map(len, terms)), MAX_TERM_LENGTH, "characters in one term"),
-    ):
-        if count > limit:
-            detail = f"layers holds {count} {what}; at most {limit} are taken"
-            raise InvalidParameter(detail, parameter="layers", limit=limit, actual=count)
+def _refuse_more(actual: int, limit: int, what: str) -> None:
+    if actual > limit:
+        detail = f"layers holds {actual} {what}; at most {limit} are taken"
+        raise InvalidParameter(detail, parameter="layers", limit=limit, actual=actual)
 
 
 def _all(table: LayerTable, _: str) -> Sequence[Layer]:

@@ -25,6 +25,7 @@ _FILTERS = {
 }
 _MAX_RESIZED_PIXELS = 2**24
 _MAX_FILTERED_SIDE = 2**20
+_LONGEST_SIDE = 2**62
 _MAX_NPY_HEADER_BYTES = 4096
 
 
@@ -274,6 +275,8 @@ def _read_header(file: BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         raise MalformedRequest(
             "the tensor is not a .npy file of version 1.0 or 2.0; write it with numpy.save(file, array)"
         ) from error
+    if not all(type(side) is int and side <= _LONGEST_SIDE for side in shape):
+        raise MalformedRequest("the .npy header announces a side that is no number, or that no memory has")
     if dtype.hasobject or any(side < 0 for side in shape):
         raise MalformedRequest("a .npy file of Python objects or negative sides is not a tensor")
     return shape, fortran_order, dtype

@@ -11,6 +11,7 @@ from service.values import Array, Channels, FeatureMap, Layer, Reduction, Window
 # Generalised mean pooling: p = 3 and this floor as in Radenović et al. 2018, arXiv 1711.02512.
 GEM_POWER, GEM_FLOOR = 3, 1e-6
 NOTHING = Reduction()
+WORKING_COPIES = 3
 
 
 def check(layer: Layer, reduction: Reduction) -> None:
@@ -85,6 +86,13 @@ def answer_bytes(layer: Layer, reduction: Reduction, images: int, window: Window
     if not elements:
         return 0
     return elements * answer_dtype(layer, reduction).itemsize + _beside_bytes(layer, reduction, images)
+
+
+def working_bytes(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:
+    """Bytes held while `apply` averages or quantises, which it does in float64 with a few copies."""
+    if reduction.grid is None and reduction.dtype != "uint8":
+        return 0
+    return answer_elements(layer, reduction, images, window) * 8 * WORKING_COPIES
 
 
 def answer_elements(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:

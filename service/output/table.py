@@ -73,6 +73,7 @@ def _ranges(accept: str) -> dict[str, float]:
     ranges = {}
     for part in accept.split(","):
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        media = "*/*" if media == "*" else media  # as old Java clients write it
         if media and media != PROBLEM:
             ranges[media] = next((_q(p) for p in parameters if p.startswith("q=")), 1.0)
     return ranges

@@ -11,6 +11,7 @@ RANGE = re.compile(r"([0-9]{1,6})(?:\.\.([0-9]{1,6}))?")
 TOP = re.compile(r"top:([1-9][0-9]{0,5})")
 GRID = re.compile(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})")
 PERCENT = "pct:"
+DECIMAL = re.compile(r"[+-]?([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})")
 
 
 def read_channels(text: str) -> Channels:
@@ -41,7 +42,7 @@ def read_region(text: str) -> Region:
     """
     percent = text.startswith(PERCENT)
     try:
-        x, y, width, height = (float(part) for part in text.removeprefix(PERCENT).split(","))
+        x, y, width, height = (_decimal(part) for part in text.removeprefix(PERCENT).split(","))
     except ValueError as error:
         raise _bad_region(text, "write x,y,w,h in pixels or pct:x,y,w,h in percent") from error
     if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
@@ -60,6 +61,13 @@ def read_grid(text: str) -> tuple[int, int]:
             f"grid={text[:80]!r} is not understood: write HxW, such as 7x7", parameter="grid"
         )
     return int(match[1]), int(match[2])
+
+
+def _decimal(text: str) -> float:
+    """Python's own float() takes underscores and words."""
+    if not DECIMAL.fullmatch(text):
+        raise ValueError(text)
+    return float(text)
 
 
 def _bad_region(text: str, hint: str) -> InvalidParameter:

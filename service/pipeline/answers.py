@@ -12,7 +12,7 @@ from service.output import arrays, reduce
 from service.output.quantise import error_bound
 from service.output.table import ArrayFormat
 from service.pipeline.prepare import Ready, Windows
-from service.values import Array, Chunk, FeatureMap, Job, Layer, Reduction, Window
+from service.values import Array, Chunk, FeatureMap, Job, Layer, Limits, Reduction, Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,11 @@ class Answer(Protocol):
 class ArraysAnswer:
     """Reduced maps in one of the array formats."""
 
-    def __init__(self, job: Job, kind: ArrayFormat, *, max_bytes: int, runtime: str) -> None:
+    def __init__(self, job: Job, kind: ArrayFormat, *, limits: Limits, runtime: str) -> None:
         self._job = job
         self._kind = kind
-        self._max_bytes = max_bytes
+        self._max_bytes = limits.answer_bytes
+        self._limits = limits
         self._runtime = runtime
 
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
@@ -56,6 +57,7 @@ class ArraysAnswer:
             )
             if total > self._max_bytes:
                 raise too_large(len(layers), images, total, self._max_bytes)
+            check_working(layers, reduction, images, windows, self._limits.map_bytes)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """The arrays, with the metadata of what was done where the format carries it."""
@@ -70,9 +72,10 @@ class ArraysAnswer:
 class JsonAnswer:
     """Reduced maps as JSON numbers."""
 
-    def __init__(self, job: Job, *, max_bytes: int) -> None:
+    def __init__(self, job: Job, *, limits: Limits) -> None:
         self._job = job
-        self._max_bytes = max_bytes
+        self._max_bytes = limits.json_answer_bytes
+        self._limits = limits
 
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """The text's length is known only when it is written; the least that it can be is refused here."""
@@ -87,6 +90,7 @@ class JsonAnswer:
             )
             if total > self._max_bytes:
                 raise too_large(len(layers), images, total, self._max_bytes)
+            check_working(layers, reduction, images, windows, self._limits.map_bytes)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """Numbers as text."""
@@ -106,6 +110,24 @@ def names_of_arrays(layers: Sequence[Layer], reduction: Reduction) -> list[str]:
     if reduction.dtype == "uint8":
         beside += ["#scale", "#zero_point"]
     return [layer.name + suffix for layer in layers for suffix in ("", *beside)]
+
+
+def check_working(
+    layers: Sequence[Layer], reduction: Reduction, images: int, windows: Windows, limit: int
+) -> None:
+    """Refuse a reduction that would hold more than the operator allows while it works.
+
+    Raises:
+        AnswerTooLarge
+    """
+    each = [reduce.working_bytes(layer, reduction, images, window_of(layer, windows)) for layer in layers]
+    if max(each) > limit:
+        raise AnswerTooLarge(
+            f"grid and dtype=uint8 would hold {max(each)} bytes while they work, and at most {limit} are "
+            "held: ask for a smaller grid, fewer channels or another dtype",
+            limit=limit,
+            actual=max(each),
+        )
 
 
 def window_of(layer: Layer, windows: Windows) -> Window | None:

@@ -100,8 +100,7 @@ class Pipeline:
             RequestError, CapacityError, ModelError
         """
         kind = choose_format(job.format, job.accept)
-        limit = self.limits.answer_bytes
-        return await self._work(job, ArraysAnswer(job, kind, max_bytes=limit, runtime=self.runtime))
+        return await self._work(job, ArraysAnswer(job, kind, limits=self.limits, runtime=self.runtime))
 
     async def extract_json(self, job: Job) -> Payload:
         """Feature maps as JSON numbers.
@@ -109,7 +108,7 @@ class Pipeline:
         Raises:
             RequestError, CapacityError, ModelError
         """
-        return await self._work(job, JsonAnswer(job, max_bytes=self.limits.json_answer_bytes))
+        return await self._work(job, JsonAnswer(job, limits=self.limits))
 
     async def render(self, job: Job, drawing: Drawing) -> Payload:
         """One map of one image as a picture.
@@ -193,14 +192,28 @@ class Pipeline:
             self._in_flight -= 1
 
     async def _in(self, stage: str, watch: Stopwatch, work: Callable[..., T], *given: Any) -> T:
-        """Run in one of a stage's threads; the time until one is free counts as queue."""
+        """Run in one of a stage's threads; the time until one is free counts as queue.
+
+        What nobody waits for any more is not begun. A thread that already works cannot be stopped,
+        so its job keeps a place among those in flight until it ends.
+        """
         asked = time.perf_counter()
 
         def started() -> T:
             watch.add("queue", time.perf_counter() - asked)
             return work(*given)
 
-        return await asyncio.get_running_loop().run_in_executor(self._pools[stage], started)
+        loop, future = asyncio.get_running_loop(), self._pools[stage].submit(started)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not (future.cancelled() or future.done()):
+                self._in_flight += 1
+                future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
+            raise
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
 
 
 def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | None) -> Selected:

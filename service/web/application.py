@@ -33,6 +33,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) ->
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         separate_input_output_schemas=False,
     )
     app.state.pipeline = pipeline

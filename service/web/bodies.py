@@ -104,7 +104,7 @@ def job_of(request: Request, model: str, query: AnyQuery) -> Job:
         version=query.version,
         images=(),
         tensor=None,
-        layers=(query.layer,) if isinstance(query, RenderQuery) else tuple(query.layers),
+        layers=(_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
         reduction=asked,
         format=arrays.format if arrays else None,
         accept=request.headers.get("accept"),
@@ -113,6 +113,12 @@ def job_of(request: Request, model: str, query: AnyQuery) -> Job:
         size=sides(query.size),
         timeout_s=query.timeout_s,
     )
+
+
+def _one_layer(query: RenderQuery) -> str:
+    if query.layer is None:
+        raise InvalidParameter("layer is required: list_layers shows every layer", parameter="layer")
+    return query.layer
 
 
 def _from_json(body: bytes, query: Query, request: Request) -> tuple[tuple[bytes, ...], Query]:
@@ -135,7 +141,7 @@ def _from_json(body: bytes, query: Query, request: Request) -> tuple[tuple[bytes
 def _merged(query: Query, content: Mapping[str, Any]) -> Query:
     given = query.model_dump(exclude_unset=True)
     try:
-        return type(query).model_validate({**given, **content})
+        return type(query).model_validate({**given, **content}, strict=True)
     except ValidationError as error:
         raise RequestValidationError(_in_body(error)) from error
 

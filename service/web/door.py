@@ -2,8 +2,10 @@
 
 from fastapi import Request
 
-from service.errors import NotReady
+from service.errors import InvalidParameter, NotReady
 from service.pipeline.work import Pipeline
+
+REPEATABLE = ("layers",)
 
 
 class Readiness:
@@ -18,6 +20,30 @@ class Readiness:
         """
         if not self.ready:
             raise NotReady("models are still loading; list_models shows which", retry_after_s=1)
+
+
+def refuse_repeated(request: Request) -> None:
+    """A parameter with one value is given once.
+
+    Raises:
+        InvalidParameter
+    """
+    given = request.query_params
+    for name in given:
+        if name not in REPEATABLE and len(given.getlist(name)) > 1:
+            raise InvalidParameter(f"{name[:100]} is given more than once", parameter=name[:100])
+
+
+def refuse_parameters(request: Request) -> None:
+    """For operations that take none.
+
+    Raises:
+        InvalidParameter
+    """
+    for name in request.query_params:
+        raise InvalidParameter(
+            f"there is no parameter {name[:100]!r}; /openapi.json shows all", parameter=name[:100]
+        )
 
 
 def pipeline_of(request: Request) -> Pipeline:

@@ -40,9 +40,12 @@ def tag(model: LoadedModel, subject: str, query: BaseModel, runtime: str) -> str
 
 
 def matches(request: Request, etag: str) -> bool:
-    """Whether If-None-Match names the tag, by weak comparison."""
+    """Whether If-None-Match names the tag, by weak comparison.
+
+    `*` asks whether there is any answer, which is not known before it is computed: it matches none.
+    """
     given = [part.strip() for part in request.headers.get("if-none-match", "").split(",")]
-    return "*" in given or etag.removeprefix("W/") in [part.removeprefix("W/") for part in given]
+    return etag.removeprefix("W/") in [part.removeprefix("W/") for part in given]
 
 
 def check_digest(model: LoadedModel, digest: str | None) -> None:

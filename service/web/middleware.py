@@ -6,7 +6,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLarge, MalformedRequest, UnsupportedBody
@@ -44,6 +44,8 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            log.info("%s %r: the client left while sending %s", scope["method"], scope["path"], request_id)
         except Exception as error:
             if status:
                 raise  # The answer is under way; the server can only close the connection.

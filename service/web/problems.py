@@ -3,6 +3,7 @@
 import http
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.DeadlineExceeded: 504,
     errors.ModelFailed: 503,
 }
+PATH_PARAMETER = re.compile(r"\{[^}]*\}")
 CODES = (*sorted(error.code for error in STATUS), INTERNAL)
 log = logging.getLogger("featuremaps.web")
 
@@ -130,7 +132,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_allowed(request))
         answer = problem(
             request,
             errors.MethodNotAllowed(f"{request.method} is not for {path}; allowed: {allowed}"),
@@ -143,6 +145,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             errors.RouteNotFound(f"there is nothing at {path}; /openapi.json shows what is"),
         )
     return problem(request, errors.MalformedRequest("the request cannot be parsed"))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of every operation at this address; the router itself tells those of the first one."""
+    methods: set[str] = set()
+    for template, operations in request.app.openapi()["paths"].items():
+        if re.fullmatch(PATH_PARAMETER.sub("[^/]+", template), request.url.path):
+            methods |= {method.upper() for method in operations}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 def bug(request: Request, error: Exception) -> Response:

@@ -115,8 +115,11 @@ class FeaturesQuery(JsonFeaturesQuery):
 class RenderQuery(VersionQuery, PartQuery, DeadlineQuery):
     """What `render_features` takes."""
 
-    layer: str = Field(
-        min_length=1, max_length=1024, description="The layer: an exact name, or what means one"
+    layer: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1024,
+        description="The layer, required here or in a JSON body: an exact name, or what means one",
     )
     style: Style = Field(
         "grid",
@@ -169,6 +172,10 @@ class KeptFeaturesQuery(FeaturesQuery, KeptQuery):
 
 class KeptRenderQuery(RenderQuery, KeptQuery):
     """What `get_image_picture` takes."""
+
+    layer: str = Field(
+        min_length=1, max_length=1024, description="The layer: an exact name, or what means one"
+    )
 
 
 class KeptStatisticsQuery(StatisticsQuery, KeptQuery):

@@ -136,7 +136,7 @@ def test_the_same_question_has_the_same_weak_tag(client: httpx.Client, kept: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_matching_tag_is_a_304(client: httpx.Client, kept: str, kind: str) -> None:
     etag = get(client, kept, kind).headers["ETag"]
-    for given in (etag, etag.removeprefix("W/"), f'"other", {etag}', "*"):
+    for given in (etag, etag.removeprefix("W/"), f'"other", {etag}'):
         answer = get(client, kept, kind, {"If-None-Match": given})
         assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", etag)
     assert get(client, kept, kind, {"If-None-Match": '"other"'}).status_code == 200

@@ -1,5 +1,6 @@
 """Every refusal is a problem document that says what was given, what is allowed and how to find out."""
 
+import base64
 import json
 import socket
 from typing import Any
@@ -203,3 +204,87 @@ def test_a_problem_is_declared_for_every_operation(client: httpx.Client) -> None
     document = client.get("/openapi.json").json()
     assert "Problem" in document["components"]["schemas"]
     assert json.dumps(document).count("#/components/schemas/Problem") > 5
+
+
+def header(shape: str) -> bytes:
+    """An `.npy` head of version 1.0 whatever the shape says."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "shape", ["(0,1000000000000000000000000000000)", "(True,3,32,32)", "(-1,3,32,32)", "(1e9,)"]
+)
+def test_an_odd_npy_header_is_refused(client: httpx.Client, shape: str) -> None:
+    body = header(shape) + bytes(4 * 3 * 32 * 32)
+    answer = client.post(URL, content=body, headers={"Content-Type": "application/x-npy"})
+    assert problem(answer)["status"] in (400, 422)
+
+
+@pytest.mark.parametrize("url", ["/v1/models/", "/v1/images/"])
+def test_a_slash_too_many_is_not_redirected_to_where_the_client_says(client: httpx.Client, url: str) -> None:
+    assert problem(client.get(url, headers={"Host": "evil.example"}))["code"] in (
+        "not-found",
+        "method-not-allowed",
+    )
+
+
+def test_the_methods_of_all_routes_of_an_address_are_allowed(client: httpx.Client) -> None:
+    answer = client.put("/v1/images/" + "0" * 64)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "DELETE, GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("method", "url"),
+    [
+        ("GET", "/v1/models?x=1"),
+        ("POST", "/v1/images?x=1"),
+        ("GET", "/v1/images/" + "0" * 64 + "?x=1"),
+        ("POST", URL + "?format=npy&format=npz"),
+        ("GET", "/v1/models/small/layers?size=8x8&size=9x9"),
+    ],
+)
+def test_an_unknown_or_repeated_parameter_is_refused(
+    client: httpx.Client, jpeg: bytes, method: str, url: str
+) -> None:
+    assert problem(client.request(method, url, content=jpeg))["code"] == "invalid-parameter"
+
+
+@pytest.mark.parametrize("body", [{"timeout_s": True}, {"layers": [1]}, {"size": 32}, {"dtype": True}])
+def test_a_json_value_of_a_wrong_type_is_refused(
+    client: httpx.Client, jpeg: bytes, body: dict[str, Any]
+) -> None:
+    image = base64.b64encode(jpeg).decode()
+    assert problem(client.post(URL, json={"images": [image], **body}))["code"] == "invalid-parameter"
+
+
+def test_a_picture_takes_its_layer_from_the_body_too(client: httpx.Client, jpeg: bytes) -> None:
+    body = {"images": [base64.b64encode(jpeg).decode()]}
+    url = "/v1/models/small/render"
+    assert client.post(url, json={**body, "layer": "stem/relu"}).status_code == 200
+    assert problem(client.post(url, json=body))["code"] == "invalid-parameter"
+
+
+def test_commas_without_end_are_refused_at_once(client: httpx.Client, jpeg: bytes) -> None:
+    body = {"images": [base64.b64encode(jpeg).decode()], "layers": "," * 1_000_000}
+    answer = client.post(URL, json=body)
+    assert problem(answer)["code"] == "invalid-parameter"
+    assert answer.elapsed.total_seconds() < 2
+
+
+@pytest.mark.parametrize(
+    "query", [{"grid": "8000x8000", "dtype": "uint8", "channels": "0", "layers": "stem/relu"}]
+)
+def test_a_reduction_that_would_hold_too_much_is_refused(
+    client: httpx.Client, jpeg: bytes, query: dict[str, str]
+) -> None:
+    assert problem(client.post(URL, params=query, content=jpeg))["code"] == "answer-too-large"
+
+
+def test_a_client_that_leaves_while_sending_is_no_bug_of_ours(server: Server, client: httpx.Client) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head.encode() + bytes(500))
+    assert client.get("/livez").status_code == 200
+    assert "a bug of ours" not in "".join(server.log)

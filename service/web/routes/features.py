@@ -2,19 +2,19 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from service.output.table import FORMATS
 from service.web.answers import payload_response
 from service.web.bodies import read_job
-from service.web.door import pipeline_of
+from service.web.door import pipeline_of, refuse_repeated
 from service.web.problems import responses
 from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
 from service.web.routes.models import ModelName
 from service.web.schemas import FeaturesAsJson, Statistics
 
-router = APIRouter(prefix="/v1/models", tags=["feature maps"])
+router = APIRouter(prefix="/v1/models", tags=["feature maps"], dependencies=[Depends(refuse_repeated)])
 BINARY = {"type": "string", "format": "binary"}
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from service.pipeline.work import Pipeline
@@ -12,13 +12,13 @@ from service.values import Job, Payload
 from service.web import etags
 from service.web.answers import json_response, model_headers, payload_response, pieces_response
 from service.web.bodies import job_of, read_image
-from service.web.door import pipeline_of
+from service.web.door import pipeline_of, refuse_parameters, refuse_repeated
 from service.web.problems import responses
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
 from service.web.routes.features import ARRAYS, BINARY, PICTURES
 from service.web.schemas import ImageDescription, Statistics, image_description
 
-router = APIRouter(prefix="/v1/images", tags=["images"])
+router = APIRouter(prefix="/v1/images", tags=["images"], dependencies=[Depends(refuse_repeated)])
 ImageId = Annotated[
     str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image's bytes, 64 hex digits")
 ]
@@ -38,6 +38,7 @@ AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
 @router.post(
     "",
     operation_id="create_image",
+    dependencies=[Depends(refuse_parameters)],
     status_code=201,
     responses=responses(ImageDescription, 400, 413, 415, 422, 503)
     | {201: {"model": ImageDescription, "description": "It is kept now"}},
@@ -56,6 +57,7 @@ async def create_image(request: Request) -> Response:
 @router.get(
     "/{image_id}",
     operation_id="get_image",
+    dependencies=[Depends(refuse_parameters)],
     response_class=Response,
     responses=responses(None, 404, 422, 503)
     | {200: {"description": "The image as it was sent", "content": {"image/*": {"schema": BINARY}}}},
@@ -72,7 +74,11 @@ async def get_image(image_id: ImageId, request: Request) -> Response:
 
 
 @router.delete(
-    "/{image_id}", operation_id="delete_image", status_code=204, responses=responses(None, 404, 422, 503)
+    "/{image_id}",
+    operation_id="delete_image",
+    dependencies=[Depends(refuse_parameters)],
+    status_code=204,
+    responses=responses(None, 404, 422, 503),
 )
 async def delete_image(image_id: ImageId, request: Request) -> Response:
     """Forget the image."""

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from service.pipeline.filters import encode_filters
 from service.web import etags
 from service.web.answers import json_response, long_json_response, model_headers, pieces_response
-from service.web.door import pipeline_of
+from service.web.door import pipeline_of, refuse_parameters, refuse_repeated
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
 from service.web.schemas import (
@@ -21,11 +21,16 @@ from service.web.schemas import (
 )
 
 BINARY = {"type": "string", "format": "binary"}
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(refuse_repeated)])
 ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
 
 
-@router.get("", operation_id="list_models", responses=responses(ModelList))
+@router.get(
+    "",
+    operation_id="list_models",
+    responses=responses(ModelList, 422),
+    dependencies=[Depends(refuse_parameters)],
+)
 async def list_models(request: Request) -> Response:
     """Every model with its versions and state; one that failed says why."""
     entries = pipeline_of(request).catalog.entries.values()
