@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from service import __version__
@@ -41,28 +41,18 @@ class ArraysAnswer:
     def __init__(self, job: Job, kind: ArrayFormat, *, limits: Limits, runtime: str) -> None:
         self._job = job
         self._kind = kind
-        self._max_bytes = limits.answer_bytes
         self._limits = limits
         self._runtime = runtime
 
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """Refuse what the reduction or the format cannot do, and an answer over the limit."""
-        reduction = self._job.reduction
-        for layer in layers:
-            reduce.check(layer, reduction)
-        self._kind.check(names_of_arrays(layers, reduction), self._job.compress)
-        if reduction.region is None or windows:
-            total = sum(
-                reduce.answer_bytes(layer, reduction, images, window_of(layer, windows)) for layer in layers
-            )
-            if total > self._max_bytes:
-                raise too_large(len(layers), images, total, self._max_bytes)
-            check_working(layers, reduction, images, windows, self._limits.map_bytes)
+        self._kind.check(names_of_arrays(layers, self._job.reduction), self._job.compress)
+        check_reduced(self._job.reduction, layers, images, windows, self._limits, reduce.answer_bytes)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """The arrays, with the metadata of what was done where the format carries it."""
         with ready.watch.measure("reduce"):
-            reduced = apply_all(ready, maps, self._max_bytes)
+            reduced = apply_all(ready, maps, self._limits.answer_bytes)
         with ready.watch.measure("encode"):
             told = metadata(ready, self._runtime) if self._kind.carries_metadata else {}
             chunks = self._kind.encode(reduced, told, self._job.compress)
@@ -79,27 +69,46 @@ class JsonAnswer:
 
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """The text's length is known only when it is written; the least that it can be is refused here."""
-        reduction = self._job.reduction
-        for layer in layers:
-            reduce.check(layer, reduction)
-        if reduction.region is None or windows:
-            total = sum(
-                reduce.answer_elements(layer, reduction, images, window_of(layer, windows))
-                * arrays.least_json_bytes(reduce.answer_dtype(layer, reduction))
-                for layer in layers
-            )
-            if total > self._max_bytes:
-                raise too_large(len(layers), images, total, self._max_bytes)
-            check_working(layers, reduction, images, windows, self._limits.map_bytes)
+        limits = replace(self._limits, answer_bytes=self._max_bytes)
+        check_reduced(self._job.reduction, layers, images, windows, limits, least_text)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """Numbers as text."""
         with ready.watch.measure("reduce"):
-            reduced = apply_all(ready, maps, self._max_bytes)
+            reduced = apply_all(ready, maps, self._limits.answer_bytes)
         with ready.watch.measure("encode"):
             who = ready.model.identity
             chunks = arrays.encode_json(reduced, who.name, who.version, max_bytes=self._max_bytes)
         return Encoded(chunks, "application/json", "json")
+
+
+def least_text(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:
+    """The fewest characters that a layer's numbers take as JSON."""
+    elements = reduce.answer_elements(layer, reduction, images, window)
+    return elements * arrays.least_json_bytes(reduce.answer_dtype(layer, reduction))
+
+
+def check_reduced(
+    reduction: Reduction,
+    layers: Sequence[Layer],
+    images: int,
+    windows: Windows,
+    limits: Limits,
+    size_of: Callable[[Layer, Reduction, int, Window | None], int],
+) -> None:
+    """Refuse what the reduction cannot do; and, once the windows are known, what is too large.
+
+    Raises:
+        InvalidParameter, NotCombinable, AnswerTooLarge
+    """
+    for layer in layers:
+        reduce.check(layer, reduction)
+    if reduction.region is not None and not windows:
+        return
+    total = sum(size_of(layer, reduction, images, window_of(layer, windows)) for layer in layers)
+    if total > limits.answer_bytes:
+        raise too_large(len(layers), images, total, limits.answer_bytes)
+    check_working(layers, reduction, images, windows, limits.map_bytes)
 
 
 def names_of_arrays(layers: Sequence[Layer], reduction: Reduction) -> list[str]:
