@@ -158,10 +158,6 @@ class LoadedModel:
         macs = [layer.macs for layer in table.layers if layer.name in makes]
         return None if None in macs else sum(m or 0 for m in macs)
 
-    def node_count(self, layers: Sequence[str]) -> int:
-        """How many nodes of the graph are built and run for these layers."""
-        return len(self._graph.needed(layers))
-
     def warm(self) -> None:
         """Compile the declared outputs and run them once on zeros.
 

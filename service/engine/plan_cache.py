@@ -48,12 +48,6 @@ class PlanCache:
                     self._building.pop(key, None)
         return session
 
-    def drop(self, keep: Callable[[Hashable], bool]) -> None:
-        """Forget every session whose key `keep` refuses."""
-        with self._lock:
-            for key in [key for key in self._kept if not keep(key)]:
-                del self._kept[key]
-
     def _keep(self, key: Hashable, session: Session) -> None:
         with self._lock:
             if session.kept_bytes > self._budget:

@@ -1,12 +1,14 @@
 """The weights that made a layer, as arrays or drawn."""
 
 from service.engine.loaded import LoadedModel
+from service.errors import InvalidParameter, NotDrawable
 from service.output.pictures.filters import COLORS, draw_filters
 from service.output.table import FORMATS
 from service.pipeline.answers import Encoded
 from service.values import Array
 
 PICTURES = ("png", "webp")
+FLAT = 4
 
 
 def encode_filters(model: LoadedModel, layer: str, kind: str) -> Encoded:
@@ -14,12 +16,25 @@ def encode_filters(model: LoadedModel, layer: str, kind: str) -> Encoded:
 
     Raises:
         LayerNotFound: no such layer.
+        InvalidParameter: the term means several layers.
+        NotDrawable: a picture of filters that are not flat.
         NoFilters: no convolution made it.
     """
-    (found,) = model.layers().select([layer])[:1]
+    found, *more = model.layers().select([layer])
+    if more:
+        raise InvalidParameter(
+            f"layer means {len(more) + 1} layers; filters are those of one: give an exact name",
+            parameter="layer",
+            limit=1,
+            actual=len(more) + 1,
+        )
     filters = model.filters(found.name)
     weights: Array = filters.by_channel()
     if kind in PICTURES:
+        if weights.ndim != FLAT:
+            raise NotDrawable(
+                f"the filters of {found.name!r} have {weights.ndim - 2} sides; two can be drawn"
+            )
         colored = filters.reads_image and weights.shape[1] == COLORS
         # A model fed with BGR has its first plane for blue.
         shown = weights[:, ::-1] if colored and model.recipe and model.recipe.color == "bgr" else weights

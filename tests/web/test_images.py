@@ -348,6 +348,11 @@ def test_filters_that_read_the_image_are_drawn_in_colour(client: httpx.Client) -
     assert (first.mode, second.mode) == ("RGB", "P")
 
 
+def test_filters_of_several_layers_at_once_are_refused(client: httpx.Client) -> None:
+    answer = client.get("/v1/models/small/filters", params={"layer": "stem/*"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-parameter")
+
+
 def test_filters_have_a_tag(client: httpx.Client) -> None:
     answer = client.get("/v1/models/small/filters", params={"layer": "stem/relu"})
     again = client.get(
