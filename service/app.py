@@ -12,6 +12,7 @@ from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.intake.store import open_store
+from service.pipeline.admission import Admission
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Limits
@@ -45,9 +46,9 @@ def make_pipeline(settings: Settings) -> Pipeline:
             max_bytes=settings.image_store_bytes,
             max_age_s=settings.image_max_age_s,
         ),
+        Admission(settings.max_in_flight, settings.max_in_flight_bytes),
         runtime=f"onnxruntime {runtime.version}",
         threads=settings.threads or len(os.sched_getaffinity(0)),
-        max_in_flight=settings.max_in_flight,
         map_cache_bytes=settings.map_cache_bytes,
     )
 
@@ -88,6 +89,7 @@ def limits_of(settings: Settings) -> Limits:
         map_bytes=settings.max_map_bytes,
         size_pixels=settings.max_size_pixels,
         timeout_s=settings.max_timeout_s,
+        stall_s=settings.max_stall_s,
     )
 
 

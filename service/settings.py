@@ -73,6 +73,12 @@ class Settings(BaseModel):
         256 * MIB, ge=0, description="Decoded pictures and maps of kept images that are held, bytes"
     )
     max_in_flight: int = Field(64, ge=1, description="Requests worked on or waiting at one time")
+    max_in_flight_bytes: int = Field(
+        2048 * MIB, ge=1, description="Bodies, pictures, maps and answers of all requests together, bytes"
+    )
+    max_stall_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="How long a client may send or take nothing, seconds"
+    )
     max_body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, bytes")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, pixels")
     max_images: int = Field(16, ge=1, le=1024, description="Most images in one request")

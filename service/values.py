@@ -150,14 +150,18 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A part of a network that is run in one go: from the tensors it reads to those it makes."""
+
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What must be computed: tensors in graph order.
+    """What must be computed, step after step, each reading the input or what earlier ones made."""
 
-    With `free_batch` a batch that is fixed in the file is made dynamic.
-    """
-
-    layers: tuple[str, ...]
-    free_batch: bool = False
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,3 +314,4 @@ class Limits:
     map_bytes: int
     size_pixels: int
     timeout_s: float
+    stall_s: float

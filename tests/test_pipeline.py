@@ -1,111 +1,226 @@
-"""Places, deadlines and what is shared."""
+"""Places, bytes, deadlines, and what is shared."""
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.app import make_pipeline
 from service.errors import DeadlineExceeded, Overloaded
-from service.pipeline.shared import Shared
+from service.pipeline.admission import Admission
+from service.pipeline.identical import LONGEST_COMPARED_BYTES, identical
+from service.pipeline.shared import Flights, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from tests.builders import put, small_cnn
+from service.values import Job
+from tests.builders import encoded, photograph, put, small_cnn
+
+JOB = Job(model="small", version=None, images=(b"x",), tensor=None, layers=("stem/relu",))
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path) -> Pipeline:
+def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
     put(tmp_path / "models", "small", small_cnn())
     store = str(tmp_path / "images.sqlite3")
-    return make_pipeline(
+    pipeline = make_pipeline(
         Settings(models=(tmp_path / "models",), image_store=store, max_in_flight=1, threads=1)
     )
+    yield pipeline
+    pipeline.close()
 
 
-def test_a_thread_that_works_on_after_its_deadline_keeps_its_place(pipeline: Pipeline) -> None:
+@pytest.fixture
+def job() -> Job:
+    return replace(JOB, images=(encoded(photograph(64, 64), "PNG"),))
+
+
+def test_a_full_service_refuses_and_takes_again_what_has_left() -> None:
+    admission = Admission(1, 100)
+    with admission.visit() as first, admission.visit() as second:
+        first.enter()
+        with pytest.raises(Overloaded):
+            second.enter()
+        first.exit()
+        second.enter()
+    assert (admission.requests, admission.held_bytes) == (0, 0)
+
+
+def test_bytes_are_refused_beyond_the_budget_and_given_back_at_the_end() -> None:
+    admission = Admission(10, 100)
+    with admission.visit() as first:
+        first.take(80)
+        with admission.visit() as second:
+            with pytest.raises(Overloaded, match="80 that others hold"):
+                second.take(21)
+            second.take(20)
+            with pytest.raises(Overloaded):
+                admission.check()
+        assert admission.held_bytes == 80
+    assert admission.held_bytes == 0
+
+
+def test_one_that_is_alone_may_need_more_than_the_budget() -> None:
+    admission = Admission(10, 100)
+    with admission.visit() as visit:
+        visit.take(500)
+    assert admission.held_bytes == 0
+
+
+def test_a_thread_that_works_on_after_its_deadline_keeps_a_place(pipeline: Pipeline) -> None:
     may_end = threading.Event()
 
     async def overrun() -> None:
         with pytest.raises(DeadlineExceeded):
-            async with pipeline._place(0.05):
-                await pipeline._in("run", Stopwatch(), may_end.wait, 10)
+            async with pipeline._deadline(0.05):
+                await pipeline._pools.run("run", Stopwatch(), may_end.wait, 10)
         with pytest.raises(Overloaded):
-            async with pipeline._place(1):
-                pass
+            pipeline.admission.enter()
         may_end.set()
-        while pipeline._in_flight:  # noqa: ASYNC110 - the thread that ends tells nobody else
+        while pipeline.admission.requests:  # noqa: ASYNC110 - the thread that ends tells nobody else
             await asyncio.sleep(0.001)
-        async with pipeline._place(1):
-            pass
+        pipeline.admission.enter()
 
     asyncio.run(asyncio.wait_for(overrun(), 20))
-    pipeline.close()
 
 
 def test_what_waits_for_a_thread_after_its_deadline_is_never_begun(pipeline: Pipeline) -> None:
     may_end, begun = threading.Event(), threading.Event()
 
     async def overrun() -> None:
-        first = asyncio.create_task(pipeline._in("run", Stopwatch(), may_end.wait, 10))
+        first = asyncio.create_task(pipeline._pools.run("run", Stopwatch(), may_end.wait, 10))
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded):
-            async with pipeline._place(0.05):
-                await pipeline._in("run", Stopwatch(), begun.set)
+            async with pipeline._deadline(0.05):
+                await pipeline._pools.run("run", Stopwatch(), begun.set)
         may_end.set()
         await first
 
     asyncio.run(asyncio.wait_for(overrun(), 20))
-    pipeline.close()
     assert not begun.is_set()
 
 
-def test_work_that_somebody_waits_for_is_not_begun_again() -> None:
-    shared, made = Shared(100, len), []
+def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, job: Job) -> None:
+    async def ask() -> list[bytes]:
+        await pipeline.load_all()
+        pipeline.admission._max_requests = 8
+        payloads = await asyncio.gather(*(pipeline.extract(job) for _ in range(8)))
+        return [b"".join(payload.chunks) for payload in payloads]
 
-    async def make(keys: object) -> dict[object, str]:
-        made.append(keys)
+    answers = asyncio.run(ask())
+    assert len(set(answers)) == 1
+    assert pipeline.runs == 1
+    assert (pipeline.admission.requests, pipeline.admission.held_bytes) == (0, 0)
+
+
+def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, job: Job) -> None:
+    async def ask() -> int:
+        await pipeline.load_all()
+        pipeline.admission._max_requests = 8
+        first, second = (asyncio.create_task(pipeline.extract(job)) for _ in range(2))
         await asyncio.sleep(0)
-        return dict.fromkeys(keys, "x")  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        first.cancel()
+        return (await second).size
 
-    async def ask() -> None:
-        found = await asyncio.gather(*(shared.get(["a", "b"], make) for _ in range(5)))
-        assert found == [{"a": "x", "b": "x"}] * 5
+    assert asyncio.run(ask()) > 0
+    assert pipeline.runs == 1
 
-    asyncio.run(ask())
-    assert made == [["a", "b"]]
+
+def test_only_equal_jobs_are_identical() -> None:
+    job = replace(JOB, images=(b"a" * 1000,))
+    assert identical(job) == identical(replace(job, timeout_s=1.0))
+    for other in (
+        replace(job, images=(b"a" * 999 + b"b",)),
+        replace(job, images=(b"b" + b"a" * 999,)),
+        replace(job, images=(), tensor=b"a" * 1000),
+        replace(job, layers=("stem",)),
+        replace(job, owner="somebody"),
+        replace(job, size=(32, 32)),
+        replace(job, coding="zstd"),
+    ):
+        assert identical(job) != identical(other)
+
+
+def test_long_bodies_are_not_compared() -> None:
+    long = bytes(LONGEST_COMPARED_BYTES + 1)
+    assert identical(replace(JOB, images=(long,))) != identical(replace(JOB, images=(long,)))
+
+
+def test_work_that_somebody_waits_for_is_not_begun_again() -> None:
+    flights, made = Flights(), []
+
+    async def make() -> str:
+        made.append(1)
+        await asyncio.sleep(0)
+        return "x"
+
+    async def ask() -> list[str]:
+        return await asyncio.gather(*(flights.join("a", make) for _ in range(5)))
+
+    assert asyncio.run(ask()) == ["x"] * 5
+    assert made == [1]
 
 
 def test_one_caller_leaving_harms_nobody() -> None:
-    shared, may_end = Shared(100, len), asyncio.Event()
+    async def ask() -> str:
+        flights, may_end = Flights(), asyncio.Event()
 
-    async def make(keys: object) -> dict[object, str]:
-        await may_end.wait()
-        return {"a": "x"}
+        async def make() -> str:
+            await may_end.wait()
+            return "x"
 
-    async def ask() -> None:
-        leaving, staying = (asyncio.create_task(shared.get(["a"], make)) for _ in range(2))
+        leaving, staying = (asyncio.create_task(flights.join("a", make)) for _ in range(2))
         await asyncio.sleep(0)
         leaving.cancel()
         may_end.set()
-        assert await staying == {"a": "x"}
+        return await staying
 
-    asyncio.run(ask())
+    assert asyncio.run(ask()) == "x"
+
+
+def test_work_is_ended_when_the_last_caller_has_left_and_begun_anew_for_the_next() -> None:
+    ended = []
+
+    async def ask() -> str:
+        flights = Flights()
+
+        async def endless() -> str:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(1)
+            return ""
+
+        async def quick() -> str:
+            return "anew"
+
+        callers = [asyncio.create_task(flights.join("a", endless)) for _ in range(2)]
+        await asyncio.sleep(0)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        return await flights.join("a", quick)
+
+    assert asyncio.run(ask()) == "anew"
+    assert ended == [1]
 
 
 def test_a_failure_reaches_all_who_wait_and_is_tried_again() -> None:
-    shared, fails = Shared(100, len), [True]
+    flights, fails = Flights(), [True]
 
-    async def make(keys: object) -> dict[object, str]:
+    async def make() -> str:
         if fails.pop() if fails else False:
             raise ValueError("no")
-        return {"a": "x"}
+        return "x"
 
     async def ask() -> None:
-        found = await asyncio.gather(*(shared.get(["a"], make) for _ in range(3)), return_exceptions=True)
+        found = await asyncio.gather(*(flights.join("a", make) for _ in range(3)), return_exceptions=True)
         assert [type(one) for one in found] == [ValueError] * 3
-        assert await shared.get(["a"], make) == {"a": "x"}
+        assert await flights.join("a", make) == "x"
 
     asyncio.run(ask())
 
@@ -116,10 +231,11 @@ def test_what_is_held_stays_within_its_bytes() -> None:
     async def fill() -> None:
         for key in range(20):
 
-            async def make(keys: object, key: int = key) -> dict[object, str]:
-                return {key: "xxx"}
+            async def make() -> str:
+                return "xxx"
 
-            await shared.get([key], make)
+            assert await shared.get(key, make) == "xxx"
             assert shared.kept_bytes <= 10
 
     asyncio.run(fill())
+    assert (shared.peek(0), shared.peek(19)) == (None, "xxx")

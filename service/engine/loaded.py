@@ -1,15 +1,15 @@
 """One model in memory: its layers, its recipe, and running just what some layers need."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from cachetools import LRUCache
 
 from service.engine import manifest as manifests
+from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
@@ -18,13 +18,13 @@ from service.engine.layers.listing import list_layers
 from service.engine.manifest import Manifest
 from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache
-from service.engine.runner import Runtime, Session
+from service.engine.runner import Runtime, Stop
 from service.engine.selection import LayerTable
 from service.errors import InvalidParameter, ModelFailed, ModelNeedsConstants, ShapeMismatch
-from service.values import Array, Identity, Layer, Plan, Preprocessing, ReceptiveField, TensorSpec
+from service.values import Array, Identity, Layer, Plan, Preprocessing, ReceptiveField, Step, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
-TABLES_KEPT, SEPARABLE_KEPT = 16, 1024
+TABLES_KEPT = 16
 
 
 class LoadedModel:
@@ -42,8 +42,6 @@ class LoadedModel:
     ) -> None:
         self._graph = graph
         self._runtime = runtime
-        self._plans = plans
-        self._separable: LRUCache[tuple[Plan, tuple[int, ...]], bool] = LRUCache(SEPARABLE_KEPT)
         self._tables: dict[tuple[int, int] | None, LayerTable] = {}
         self._tables_lock = threading.Lock()
         self.manifest = manifest
@@ -55,6 +53,7 @@ class LoadedModel:
         self.recipe = manifests.preprocessing(manifest, self.image_input) if self.image_input else None
         recipe_digest = manifests.digest(self.recipe, manifest)
         self.identity = Identity(name, version, graph.digest, recipe_digest)
+        self._execution = Execution(graph, self._network(), runtime, plans, self.identity)
 
     @property
     def provider(self) -> str:
@@ -117,7 +116,7 @@ class LoadedModel:
                 self._tables[size] = self._table(size)
             return self._tables[size]
 
-    def run(self, tensor: Array, layers: Sequence[Layer]) -> dict[str, Array]:
+    def run(self, tensor: Array, layers: Sequence[Layer], stop: Stop | None = None) -> dict[str, Array]:
         """Compute these layers for a tensor (N, ...) of the image input, and nothing that they do not need.
 
         Several images run as one batch where that was found to give what single runs give, else one
@@ -126,13 +125,29 @@ class LoadedModel:
         Raises:
             ShapeMismatch: several images, and a layer without a batch axis.
             ModelFailed: the runtime could not.
+            Stopped: `stop` was set meanwhile.
         """
         _check_batch(tensor, layers)
-        plan = Plan(tuple(x.name for x in layers if x.index >= 0))
+        names = tuple(layer.name for layer in layers if layer.index >= 0)
         values = {self.image_spec().name: tensor}
-        if plan.layers:
-            values |= self._run(plan, tensor)
+        if names:
+            values |= self._run(tensor, names, stop)
         return {layer.name: values[layer.name] for layer in layers}
+
+    def plan(self, layers: Sequence[Layer], known: Container[str] = ()) -> Plan:
+        """The steps that compute these layers for one image from what is known already, if anything is."""
+        names = [layer.name for layer in layers if layer.index >= 0]
+        return self._execution.plan(names, known)
+
+    def run_step(
+        self, step: Step, tensor: Array, values: Mapping[str, Array], stop: Stop | None = None
+    ) -> Mapping[str, Array]:
+        """Compute what one step of a plan makes for one image.
+
+        Raises:
+            ModelFailed, Stopped
+        """
+        return self._execution.run_step(step, {**values, **self._feeds(tensor)}, stop=stop)
 
     def class_weights(self, layer: str, target: int) -> Array:
         """How much each channel of a layer counts for a class (Zhou et al. 2016): (C,) float32.
@@ -164,67 +179,34 @@ class LoadedModel:
         Raises:
             ModelFailed: the model does not run.
         """
-        table = self.layers()
-        outputs = [name for name in self.outputs if name in table.by_name]
-        plan = Plan(tuple(outputs))
-        session = self._session(plan)
+        outputs = [name for name in self.outputs if name in self.layers().by_name]
+        steps = self._execution.plan(outputs).steps
+        for step in steps if self.image_input is None else ():
+            self._execution.compile(step)
         if self.image_input is not None:
             shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
-            self._feed(session, plan, np.zeros(shape, self.image_input.dtype))
+            values: Mapping[str, Array] = self._feeds(np.zeros(shape, self.image_input.dtype))
+            for step in steps:
+                values = {**values, **self._execution.run_step(step, values)}
 
-    def _run(self, plan: Plan, tensor: Array) -> dict[str, Array]:
+    def _feeds(self, tensor: Array) -> dict[str, Array]:
+        return {**self.constants, self.image_spec().name: tensor}
+
+    def _run(self, tensor: Array, names: tuple[str, ...], stop: Stop | None) -> Mapping[str, Array]:
+        shape = tensor.shape[1:]
         if len(tensor) == 1:
-            return self._feed(self._session(plan), plan, tensor)
-        if self._is_separable(plan, tensor.shape[1:]):
-            freed = replace(plan, free_batch=True)
-            return self._feed(self._session(freed), plan, tensor)
-        singles = [self._feed(self._session(plan), plan, image[None]) for image in tensor]
-        return {name: np.concatenate([single[name] for single in singles]) for name in plan.layers}
+            return self._execution.run(self._feeds(tensor), names, stop=stop)
+        if self._execution.is_separable(names, shape, lambda: self._examples(shape)):
+            return self._execution.run(self._feeds(tensor), names, batch=len(tensor), stop=stop)
+        singles = [self._execution.run(self._feeds(image[None]), names, stop=stop) for image in tensor]
+        return {name: np.concatenate([single[name] for single in singles]) for name in names}
 
-    def _feed(self, session: Session, plan: Plan, tensor: Array) -> dict[str, Array]:
-        return session.run({**self.constants, self.image_spec().name: tensor})
-
-    def _session(self, plan: Plan) -> Session:
-        return self._plans.get((self.identity, plan), lambda: self._compile(plan))
-
-    def _compile(self, plan: Plan) -> Session:
-        model = self._graph.cut(plan.layers, free_batch=plan.free_batch)
-        weights = self._graph.weight_bytes_of(plan.layers)
-        return self._runtime.compile(model, self._graph.folder, weight_bytes=weights)
-
-    def _is_separable(self, plan: Plan, image_shape: tuple[int, ...]) -> bool:
-        """Whether two images in one batch give bit for bit what each gives alone, without optimisation.
-
-        Found out once a plan and size, on noise: a reshape with a constant batch of 1 fails or mixes images.
-        """
-        key = (plan, image_shape)
-        with self._tables_lock:
-            known = self._separable.get(key)
-        if known is None:
-            known = self._batch_equals_singles(plan, image_shape)
-            with self._tables_lock:
-                self._separable[key] = known
-        return known
-
-    def _batch_equals_singles(self, plan: Plan, image_shape: tuple[int, ...]) -> bool:
+    def _examples(self, image_shape: tuple[int, ...]) -> Examples:
+        """Two images of noise."""
         spec = self.image_spec()
         noise = np.random.default_rng(0).integers(0, 256, (2, *image_shape))
         pair = (noise if spec.dtype == "uint8" else noise / 255).astype(spec.dtype)
-        try:
-            single = self._exact(plan)
-            batch = self._exact(replace(plan, free_batch=True))
-            together = self._feed(batch, plan, pair)
-            alone = [self._feed(single, plan, image[None]) for image in pair]
-        except ModelFailed:
-            return False
-        return all(
-            np.array_equal(together[name], np.concatenate([one[name] for one in alone]), equal_nan=True)
-            for name in plan.layers
-        )
-
-    def _exact(self, plan: Plan) -> Session:
-        model = self._graph.cut(plan.layers, free_batch=plan.free_batch)
-        return self._runtime.compile_exact(model, self._graph.folder)
+        return [self._feeds(image[None]) for image in pair], self._feeds(pair)
 
     def _find_image_input(self) -> tuple[TensorSpec | None, str]:
         """The one input without a constant that has four axes, or the reason why there is none."""

@@ -1,59 +1,135 @@
-"""Compiled plans of all models within one byte budget, least recently used out first."""
+"""Compiled parts of all models within one byte budget, least recently used out first.
 
+Three kinds share it. *Segments* of a network hold every weight once and answer any layer. *Variants* of
+a segment end at a layer inside it; they are small, and all of them together get a part of the budget,
+so that looking at one layer after another does not grow. *Fused* sessions go from the input to one set
+of layers and save the few percent that segments cost; they are built in the background, and only for
+sets that are asked again and again.
+"""
+
+import logging
+import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+from cachetools import LRUCache
 
 from service.engine.runner import Session
+from service.errors import ModelFailed
+
+Build = Callable[[], Session]
+VARIANTS_SHARE = 16
+# So often a set of layers is asked before a session of its own is built.
+FUSE_AFTER = 8
+ASKED_KEPT = 4096
+# The background thread gives way to whoever answers a request.
+BACKGROUND_NICE = 10
+log = logging.getLogger("featuremaps.plans")
 
 
 class PlanCache:
     """Thread-safe; each key is built once however many ask, and nobody waits for another's key."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget = budget_bytes
-        self._kept: OrderedDict[Hashable, Session] = OrderedDict()
+    def __init__(self, budget_bytes: int, background: Executor | None = None) -> None:
+        self._kept: LRUCache[Hashable, Session] = LRUCache(max(budget_bytes, 1), _bytes_of)
+        self._variants: LRUCache[Hashable, Session] = LRUCache(
+            max(budget_bytes // VARIANTS_SHARE, 1), _bytes_of
+        )
         self._building: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._background = background or ThreadPoolExecutor(1, "fuse", _give_way)
+        self._fusing: Hashable | None = None
+        self._asked: LRUCache[Hashable, tuple[int, int]] = LRUCache(ASKED_KEPT)
+        self._used: dict[Hashable, int] = {}
+        self._clock = 0
 
     @property
     def kept_bytes(self) -> int:
         """Estimated bytes of what is kept."""
         with self._lock:
-            return sum(session.kept_bytes for session in self._kept.values())
+            return int(self._kept.currsize + self._variants.currsize)
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._kept) + len(self._variants)
 
-    def get(self, key: Hashable, build: Callable[[], Session]) -> Session:
+    def get(self, key: Hashable, build: Build, *, variant: bool = False) -> Session:
         """The session of `key`, built by `build` where it is not kept.
 
-        A session larger than the whole budget is used and not kept. One that is dropped while it
+        A session larger than its kind's budget is used and not kept. One that is dropped while it
         runs lives until that run ends.
         """
         with self._lock:
-            if (session := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
+            if (session := self._find(key)) is not None:
                 return session
             building = self._building.setdefault(key, threading.Lock())
         with building:
             with self._lock:
-                if (session := self._kept.get(key)) is not None:
+                if (session := self._find(key)) is not None:
                     return session
             try:
                 session = build()
-                self._keep(key, session)
+                with self._lock:
+                    self._keep(key, session, self._variants if variant else self._kept)
             finally:
                 with self._lock:
                     self._building.pop(key, None)
         return session
 
-    def _keep(self, key: Hashable, session: Session) -> None:
+    def fused(self, key: Hashable, build: Build, needed_bytes: int) -> Session | None:
+        """The fused session of `key` where there is one; asked often enough, it is built in the background.
+
+        It takes room only from what nobody asked for meanwhile, so that many sets asked in turn do not
+        push each other out.
+        """
         with self._lock:
-            if session.kept_bytes > self._budget:
-                return
-            self._kept[key] = session
-            total = sum(kept.kept_bytes for kept in self._kept.values())
-            while total > self._budget:
-                _, dropped = self._kept.popitem(last=False)
-                total -= dropped.kept_bytes
+            if (session := self._find(key)) is not None:
+                return session
+            since, count = self._asked.get(key, (self._clock, 0))
+            self._asked[key] = (since, count + 1)
+            if count + 1 < FUSE_AFTER or self._fusing is not None:
+                return None
+            del self._asked[key]
+            if not self._has_room(needed_bytes, since):
+                return None
+            self._fusing = key
+        self._background.submit(self._fuse, key, build)
+        return None
+
+    def _fuse(self, key: Hashable, build: Build) -> None:
+        try:
+            session = build()
+            with self._lock:
+                self._keep(key, session, self._kept)
+        except ModelFailed:
+            # Its segments answer on; whoever asks is told if they do not.
+            log.warning("a fused session was not built", exc_info=True)
+        finally:
+            with self._lock:
+                self._fusing = None
+
+    def _find(self, key: Hashable) -> Session | None:
+        self._clock += 1
+        session: Session | None = self._kept.get(key) or self._variants.get(key)
+        if session is not None:
+            self._used[key] = self._clock
+        return session
+
+    def _keep(self, key: Hashable, session: Session, kept: LRUCache[Hashable, Session]) -> None:
+        if session.kept_bytes <= kept.maxsize:
+            kept[key] = session
+            self._used[key] = self._clock
+            self._used = {k: t for k, t in self._used.items() if k in self._kept or k in self._variants}
+
+    def _has_room(self, needed_bytes: int, since: int) -> bool:
+        """Whether dropping what was last used before `since` makes room."""
+        in_use = sum(s.kept_bytes for k, s in self._kept.items() if self._used.get(k, 0) >= since)
+        return bool(in_use + needed_bytes <= self._kept.maxsize)
+
+
+def _bytes_of(session: Session) -> int:
+    return session.kept_bytes
+
+
+def _give_way() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

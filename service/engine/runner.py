@@ -4,10 +4,12 @@ The only module that imports it.
 """
 
 import importlib.metadata
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from service.engine.memory import release_freed
 from service.errors import ConfigurationError, ModelFailed
 from service.values import Array, TensorSpec
 
@@ -29,9 +31,41 @@ ELEMENT_TYPES = {
     "bool": "bool",
 } | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 ERRORS_ONLY = 3
-# What a session of hardly any weights was measured to take.
+# What a session of hardly any weights was measured to take; weights it holds once.
 SESSION_BYTES = 150_000
 _pool_sizes: list[int] = []
+
+
+class Stopped(Exception):
+    """A run was ended because nobody waits for it any more."""
+
+
+class Stop:
+    """Ends the runs that were given it, from another thread."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._lock = threading.Lock()
+        self._options: list[Any] = []
+
+    def set(self) -> None:
+        """End what runs; what begins later ends at once."""
+        with self._lock:
+            self.is_set = True
+            for options in self._options:
+                options.terminate = True
+
+    def options(self) -> Any:
+        """The runtime's options of one more run.
+
+        Raises:
+            Stopped: too late.
+        """
+        with self._lock:
+            if self.is_set:
+                raise Stopped
+            self._options.append(ort.RunOptions())
+            return self._options[-1]
 
 
 class Session:
@@ -40,17 +74,22 @@ class Session:
     def __init__(self, session: Any, kept_bytes: int) -> None:
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
+        self.inputs = tuple(value.name for value in session.get_inputs())
         self.kept_bytes = kept_bytes
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
         """Compute every output of the subgraph.
 
         Raises:
             ModelFailed: the runtime could not; its text goes to the log, never to a client.
+            Stopped: `stop` was set before or meanwhile.
         """
+        options = stop.options() if stop else None
         try:
-            values = self._session.run(self._outputs, dict(feeds))
+            values = self._session.run(self._outputs, dict(feeds), options)
         except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
+            if stop and stop.is_set:
+                raise Stopped from error
             raise ModelFailed("the network did not run on this input") from error
         return dict(zip(self._outputs, values, strict=True))
 
@@ -79,8 +118,7 @@ class Runtime:
             ModelFailed: an operator is unknown or the graph is not valid.
         """
         session = self._session(model, folder, self._level(self.optimization), self._providers)
-        # Weights are held once as they are and often once more packed for the CPU's kernels.
-        return Session(session, kept_bytes=SESSION_BYTES + 2 * max(weight_bytes, len(model)))
+        return Session(session, kept_bytes=held_bytes(weight_bytes))
 
     def compile_exact(self, model: bytes, folder: Path) -> Session:
         """Compile without any optimisation, on the CPU: the yardstick of what is exact."""
@@ -105,14 +143,23 @@ class Runtime:
         options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
-            return ort.InferenceSession(model, options, providers=list(providers))
+            session = ort.InferenceSession(model, options, providers=list(providers))
         except Exception as error:  # The runtime raises its own kinds without a common one.
             raise ModelFailed(_reason(str(error))) from error
+        # The wrapper keeps the serialised model for a fallback that is never taken: as much again.
+        session._model_bytes = None
+        release_freed(len(model))
+        return session
 
     @staticmethod
     def _level(optimization: GraphOptimization) -> Any:
         levels = ort.GraphOptimizationLevel
         return levels.ORT_DISABLE_ALL if optimization == "off" else levels.ORT_ENABLE_ALL
+
+
+def held_bytes(weight_bytes: int) -> int:
+    """What a session with so many bytes of weights is estimated to hold."""
+    return SESSION_BYTES + weight_bytes
 
 
 def check_installed() -> None:

@@ -1,63 +1,97 @@
-"""What one image's requests share: decoded pictures and computed maps, within a byte budget.
+"""What requests share: work under way, and decoded pictures and maps within a byte budget.
 
-Lives on the event loop alone, so it needs no lock. Work that somebody already waits for is waited
-for and not begun again; one caller leaving harms nobody.
+Lives on the event loop alone, so it needs no lock.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
+T = TypeVar("T")
+Make = Callable[[], Coroutine[Any, Any, T]]
+
+
+class Flights:
+    """Work that somebody already waits for is waited for and not begun again.
+
+    One caller leaving harms nobody; when the last one has left, the work is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
+        self._waiting: dict[asyncio.Task[Any], int] = {}
+
+    async def join(self, key: Hashable, make: Make[T]) -> T:
+        """The result of `make`, begun now or by whoever asked first.
+
+        Raises:
+            Whatever `make` raises, for all who wait for it.
+        """
+        task: asyncio.Task[T] | None = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(make())
+            self._waiting[task] = 0
+            task.add_done_callback(lambda done: self._end(key, done))
+        self._waiting[task] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if task in self._waiting:
+                self._waiting[task] -= 1
+                if not self._waiting[task] and not task.done():
+                    self._end(key, task)
+                    task.cancel()
+
+    def _end(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        self._waiting.pop(task, None)
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if task.done() and not task.cancelled():
+            task.exception()  # Whoever still waits sees it; when all have left, nobody asks for it.
+
 
 class Shared:
-    """Values by key, least recently used out; `size_of` tells a value's bytes."""
+    """Values by key, least recently used out, and the flights that make them."""
 
     def __init__(self, max_bytes: int, size_of: Callable[[Any], int]) -> None:
         self._kept: LRUCache[Hashable, Any] = LRUCache(max(max_bytes, 1), size_of)
         self._size_of = size_of
-        self._in_flight: dict[Hashable, asyncio.Task[dict[Hashable, Any]]] = {}
+        self._flights = Flights()
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of what is kept."""
         return int(self._kept.currsize)
 
-    async def get(
-        self,
-        keys: Sequence[Hashable],
-        make: Callable[[Sequence[Hashable]], Awaitable[dict[Hashable, Any]]],
-    ) -> dict[Hashable, Any]:
-        """The values of all keys; `make` is asked once, for those that nobody has or makes.
+    def peek(self, key: Hashable) -> Any | None:
+        """The value of a key where it is kept."""
+        return self._kept.get(key)
+
+    def keep(self, key: Hashable, value: Any) -> None:
+        """Keep a value that is not larger than everything together."""
+        if self._size_of(value) <= self._kept.maxsize:
+            self._kept[key] = value
+
+    async def get(self, key: Hashable, make: Make[T]) -> T:
+        """The value of a key, kept, under way, or made by `make` and kept.
 
         Raises:
             Whatever `make` raises, for all who wait for it.
         """
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        waits = {key: self._in_flight[key] for key in keys if key in self._in_flight}
-        missing = [key for key in keys if key not in found and key not in waits]
-        if missing:
-            task = asyncio.ensure_future(self._make(missing, make))
-            # Whoever still waits sees the failure; when all have left, nobody asks for it.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            waits |= dict.fromkeys(missing, task)
-            self._in_flight |= dict.fromkeys(missing, task)
-        for key, task in waits.items():
-            found[key] = (await asyncio.shield(task))[key]
-        return found
+        kept: T | None = self._kept.get(key)
+        return kept if kept is not None else await self._flights.join(key, lambda: self._made(key, make))
 
-    async def _make(
-        self,
-        keys: Sequence[Hashable],
-        make: Callable[[Sequence[Hashable]], Awaitable[dict[Hashable, Any]]],
-    ) -> dict[Hashable, Any]:
-        try:
-            made = await make(keys)
-            for key, value in made.items():
-                if self._size_of(value) <= self._kept.maxsize:
-                    self._kept[key] = value
-            return made
-        finally:
-            for key in keys:
-                del self._in_flight[key]
+    async def join(self, key: Hashable, make: Make[T]) -> T:
+        """The result of `make`, begun now or by whoever asked first; what is worth keeping it keeps itself.
+
+        Raises:
+            Whatever `make` raises, for all who wait for it.
+        """
+        return await self._flights.join(key, make)
+
+    async def _made(self, key: Hashable, make: Make[T]) -> T:
+        value = await make()
+        self.keep(key, value)
+        return value

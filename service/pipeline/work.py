@@ -2,30 +2,32 @@
 
 import asyncio
 import functools
-import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Container, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel
-from service.errors import DeadlineExceeded, Overloaded
+from service.engine.runner import Stop
+from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
 from service.output import coding
 from service.output.table import choose_format
+from service.pipeline.admission import Admission, Visit
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name
+from service.pipeline.identical import identical
 from service.pipeline.images import KeptImages
+from service.pipeline.pools import Pools
 from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select
-from service.pipeline.shared import Shared
+from service.pipeline.shared import Flights, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
-from service.values import Drawing, FeatureMap, Job, Layer, Limits, Payload
+from service.values import Array, Drawing, FeatureMap, Job, Layer, Limits, Payload, Step
 
 T = TypeVar("T")
-STAGES = ("load", "store", "prepare", "run", "finish")
-RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,31 +47,30 @@ class Pipeline:
         catalog: Catalog,
         limits: Limits,
         store: ImageStore,
+        admission: Admission,
         *,
         runtime: str,
         threads: int,
-        max_in_flight: int,
         map_cache_bytes: int,
     ) -> None:
         self.catalog = catalog
         self.limits = limits
         self.runtime = runtime
-        self.images = KeptImages(store, limits, functools.partial(self._in, "store"))
+        self.admission = admission
         self.runs = 0
+        self._pools = Pools(threads, admission)
+        self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
-        self._in_flight = 0
-        self._max_in_flight = max_in_flight
-        self._pools = {stage: ThreadPoolExecutor(threads, stage) for stage in STAGES}
+        self.images = KeptImages(store, limits, functools.partial(self._pools.run, "store"))
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""
-        for pool in self._pools.values():
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._pools.close()
         self.images.close()
 
     async def load_all(self) -> None:
         """Load every model's default version, off the event loop."""
-        await self._in("load", Stopwatch(), self.catalog.load_all)
+        await self._pools.run("load", Stopwatch(), self.catalog.load_all)
 
     async def model(self, name: str, version: str | None) -> LoadedModel:
         """The model, loading it in a thread where it is not.
@@ -79,7 +80,7 @@ class Pipeline:
         """
         if (ready := self.catalog.entry(name).peek(version)) is not None:
             return ready
-        return await self._in("load", Stopwatch(), self.catalog.get, name, version)
+        return await self._pools.run("load", Stopwatch(), self.catalog.get, name, version)
 
     async def layers(
         self, name: str, version: str | None, words: Sequence[str], size: tuple[int, int] | None
@@ -93,127 +94,153 @@ class Pipeline:
         model = await self.model(name, version)
         return await self.in_thread(_select, model, words, size)
 
-    async def extract(self, job: Job) -> Payload:
+    async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as a file of arrays.
 
         Raises:
             RequestError, CapacityError, ModelError
         """
         kind = choose_format(job.format, job.accept)
-        return await self._work(job, ArraysAnswer(job, kind, limits=self.limits, runtime=self.runtime))
+        answer = ArraysAnswer(job, kind, limits=self.limits, runtime=self.runtime)
+        return await self._work(job, answer, visit, kind.media_type)
 
-    async def extract_json(self, job: Job) -> Payload:
+    async def extract_json(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as JSON numbers.
 
         Raises:
             RequestError, CapacityError, ModelError
         """
-        return await self._work(job, JsonAnswer(job, limits=self.limits))
+        return await self._work(job, JsonAnswer(job, limits=self.limits), visit, "numbers")
 
-    async def render(self, job: Job, drawing: Drawing) -> Payload:
+    async def render(self, job: Job, drawing: Drawing, visit: Visit | None = None) -> Payload:
         """One map of one image as a picture.
 
         Raises:
             RequestError, CapacityError, ModelError
         """
-        return await self._work(job, PictureAnswer(job, drawing))
+        return await self._work(job, PictureAnswer(job, drawing), visit, drawing)
 
-    async def describe(self, job: Job) -> Payload:
+    async def describe(self, job: Job, visit: Visit | None = None) -> Payload:
         """Statistics of feature maps as JSON.
 
         Raises:
             RequestError, CapacityError, ModelError
         """
-        return await self._work(job, StatisticsAnswer(max_bytes=self.limits.json_answer_bytes))
+        answer = StatisticsAnswer(max_bytes=self.limits.json_answer_bytes)
+        return await self._work(job, answer, visit, "statistics")
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Run what would hold up the event loop, such as parsing a long body, in a thread of prepare's."""
-        return await self._in("prepare", Stopwatch(), work, *given)
+        return await self._pools.run("prepare", Stopwatch(), work, *given)
 
-    async def _work(self, job: Job, answer: Answer) -> Payload:
+    async def _work(self, job: Job, answer: Answer, visit: Visit | None, kind: Hashable) -> Payload:
+        """The answer, computed once for all who ask the same at the same time.
+
+        The request's place is given back as soon as its answer is there; that is held, as bytes, until
+        it has been sent.
+        """
+        with self.admission.visit() as mine:
+            visit = visit or mine
+            visit.enter()
+            try:
+                async with self._deadline(job.timeout_s):
+                    model = await self.model(job.model, job.version)
+                    key = (kind, model.identity, identical(job))
+                    payload = await self._answers.join(key, lambda: self._answer(job, model, answer))
+            finally:
+                visit.exit()
+            visit.add(payload.size)
+            return payload
+
+    async def _answer(self, job: Job, model: LoadedModel, answer: Answer) -> Payload:
         watch = Stopwatch()
-        async with self._place(job.timeout_s):
-            model = await self.model(job.model, job.version)
+        with self.admission.visit() as visit:
             if job.image_id is None:
-                ready = await self._in(
+                ready = await self._pools.run(
                     "prepare", watch, prepare, job, model, answer.check, self.limits, watch
                 )
-                maps = await self._run(ready, ready.layers)
+                visit.take(_needed_bytes(ready))
+                values = await self._run(ready, model.run, ready.prepared.tensor, ready.layers)
             else:
-                ready, maps = await self._from_kept(job, model, answer, watch)
-            return await self._in("finish", watch, _finish, ready, maps, answer)
+                ready = await self._from_kept(job, model, answer, watch)
+                visit.take(_needed_bytes(ready))
+                values = await self._kept_maps(ready)
+            maps = [FeatureMap(layer, values[layer.name]) for layer in ready.layers]
+            return await self._pools.run("finish", watch, _finish, ready, maps, answer)
 
-    async def _from_kept(
-        self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch
-    ) -> tuple[Ready, list[FeatureMap]]:
-        """The same for a kept image, whose picture and maps may be at hand or under way."""
-        layers = await self._in(
-            "prepare",
-            watch,
-            functools.partial(select, job, model, answer.check, self.limits, size=job.size, images=1),
-        )
-        origin = (model.identity, job.image_id, job.size)
+    async def _from_kept(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Ready:
+        """The same for a kept image, whose decoded picture may be at hand or under way."""
+        chosen = functools.partial(select, job, model, answer.check, self.limits, size=job.size, images=1)
+        layers = await self._pools.run("prepare", watch, chosen)
 
-        async def decoded(_: Sequence[Hashable]) -> dict[Hashable, Source]:
+        async def decoded() -> Source:
             whole = replace(job, images=(await self.images.body(job.owner, job.image_id or ""),))
-            return {origin: await self._in("prepare", watch, decode_all, whole, model, self.limits, watch)}
+            return await self._pools.run("prepare", watch, decode_all, whole, model, self.limits, watch)
 
-        source = (await self._shared.get([origin], decoded))[origin]
-        ready = await self._in("prepare", watch, place, job, model, layers, source, answer.check, watch)
+        source = await self._shared.get((_origin(job, model), "source"), decoded)
+        return await self._pools.run("prepare", watch, place, job, model, layers, source, answer.check, watch)
 
-        async def computed(keys: Sequence[Hashable]) -> dict[Hashable, FeatureMap]:
-            missing = tuple(layer for layer in layers if (origin, layer.name) in keys)
-            return {(origin, m.layer.name): m for m in await self._run(ready, missing)}
+    async def _kept_maps(self, ready: Ready) -> Mapping[str, Array]:
+        """Go on from the maps of the same image that are at hand or under way, segment after segment."""
+        origin, tensor = _origin(ready.job, ready.model), ready.prepared.tensor
+        known = _Known(self._shared, origin)
+        plan = ready.model.plan(ready.layers, known)
+        values = {ready.model.image_spec().name: tensor, **known.values}
+        for step in plan.steps:
+            values |= await self._shared.join(
+                (origin, step), functools.partial(self._kept_step, origin, step, ready, values)
+            )
+        return values
 
-        found = await self._shared.get([(origin, layer.name) for layer in layers], computed)
-        return ready, [found[origin, layer.name] for layer in layers]
+    async def _kept_step(
+        self, origin: Hashable, step: Step, ready: Ready, values: Mapping[str, Array]
+    ) -> Mapping[str, Array]:
+        made = await self._run(ready, ready.model.run_step, step, ready.prepared.tensor, values)
+        for name, value in made.items():
+            self._shared.keep((origin, name), value)
+        return made
 
-    async def _run(self, ready: Ready, layers: Sequence[Layer]) -> list[FeatureMap]:
+    async def _run(
+        self, ready: Ready, run: Callable[..., Mapping[str, Array]], *given: Any
+    ) -> Mapping[str, Array]:
+        """Run some of the network, ended as soon as nobody waits for it."""
         self.runs += 1
-        return await self._in("run", ready.watch, _run, ready, layers)
+        stop = Stop()
+
+        def timed() -> Mapping[str, Array]:
+            with ready.watch.measure("run"):
+                return run(*given, stop)
+
+        return await self._pools.run("run", ready.watch, timed, stop=stop)
 
     @asynccontextmanager
-    async def _place(self, timeout_s: float) -> AsyncIterator[None]:
-        """A place among the jobs in flight, until the job's deadline."""
-        if self._in_flight >= self._max_in_flight:
-            raise Overloaded(
-                f"{self._in_flight} requests are in flight, as many as this service takes",
-                retry_after_s=RETRY_AFTER_S,
-            )
+    async def _deadline(self, timeout_s: float) -> AsyncIterator[None]:
         allowed = min(timeout_s, self.limits.timeout_s)
-        self._in_flight += 1
         try:
             async with asyncio.timeout(allowed):
                 yield
         except TimeoutError as error:
             detail = f"no answer within the request's {allowed:g} seconds"
             raise DeadlineExceeded(detail, limit=allowed) from error
-        finally:
-            self._in_flight -= 1
 
-    async def _in(self, stage: str, watch: Stopwatch, work: Callable[..., T], *given: Any) -> T:
-        """Run in one of a stage's threads; the time until one is free counts as queue.
 
-        What nobody waits for any more is not begun. A thread that already works cannot be stopped,
-        so its job keeps a place among those in flight until it ends.
-        """
-        asked = time.perf_counter()
+class _Known(Container[str]):
+    """The maps of one image that are kept; holds on to those that a plan relies on."""
 
-        def started() -> T:
-            watch.add("queue", time.perf_counter() - asked)
-            return work(*given)
+    def __init__(self, shared: Shared, origin: Hashable) -> None:
+        self.values: dict[str, Array] = {}
+        self._shared = shared
+        self._origin = origin
 
-        loop, future = asyncio.get_running_loop(), self._pools[stage].submit(started)
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if not (future.cancelled() or future.done()):
-                self._in_flight += 1
-                future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._leave))
-            raise
+    def __contains__(self, name: object) -> bool:
+        value = self._shared.peek((self._origin, name))
+        if value is not None:
+            self.values[str(name)] = value
+        return value is not None
 
-    def _leave(self) -> None:
-        self._in_flight -= 1
+
+def _origin(job: Job, model: LoadedModel) -> Hashable:
+    return (model.identity, job.owner, job.image_id, job.size)
 
 
 def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | None) -> Selected:
@@ -222,14 +249,15 @@ def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | No
     return Selected(model, layers, model.total_macs(table, layers))
 
 
-def _run(ready: Ready, layers: Sequence[Layer]) -> list[FeatureMap]:
-    with ready.watch.measure("run"):
-        values = ready.model.run(ready.prepared.tensor, layers)
-    return [FeatureMap(layer, values[layer.name]) for layer in layers]
+def _needed_bytes(ready: Ready) -> int:
+    """What a job holds until its answer is there: picture and tensor, the maps, and as much again encoded."""
+    images = len(ready.prepared.tensor)
+    maps = images * sum(layer.bytes_per_image or 0 for layer in ready.layers)
+    return Source(ready.prepared, ready.pictures).held_bytes + 2 * maps
 
 
-def _held_bytes(value: Source | FeatureMap) -> int:
-    return value.held_bytes if isinstance(value, Source) else int(value.values.nbytes)
+def _held_bytes(value: Source | Array) -> int:
+    return int(value.nbytes) if isinstance(value, np.ndarray) else value.held_bytes
 
 
 def _finish(ready: Ready, maps: Sequence[FeatureMap], answer: Answer) -> Payload:

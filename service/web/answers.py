@@ -14,6 +14,10 @@ from service.values import Chunk, Identity, Payload
 TIMED = ("decode", "preprocess", "queue", "run", "reduce", "encode", "compress")
 
 
+# What the server holds at most for a client that takes nothing.
+PIECE_BYTES = 1 << 18
+
+
 class PiecesResponse(Response):
     """A body in pieces that are not joined, so that a feature map is not copied once more."""
 
@@ -26,7 +30,9 @@ class PiecesResponse(Response):
         """ASGI."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for chunk in self._chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            for start in range(0, len(chunk), PIECE_BYTES):
+                piece = memoryview(chunk)[start : start + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -10,8 +10,9 @@ from service import __version__
 from service.pipeline.work import Pipeline
 from service.web import openapi, problems
 from service.web.door import Readiness
-from service.web.middleware import BodyLimit, HeadAsGet, RequestContext
+from service.web.middleware import HeadAsGet, RequestContext
 from service.web.routes import features, images, models, operation
+from service.web.visits import Visits
 
 DESCRIPTION = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
 
@@ -44,7 +45,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) ->
     problems.install(app)
     openapi.install(app)
     # The last one added stands outermost.
-    app.add_middleware(BodyLimit, max_bytes=pipeline.limits.body_bytes)
+    app.add_middleware(Visits, admission=pipeline.admission, limits=pipeline.limits)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestContext)
     return app

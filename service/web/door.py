@@ -3,7 +3,9 @@
 from fastapi import Request
 
 from service.errors import InvalidParameter, NotReady
+from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
+from service.web.visits import VISIT
 
 REPEATABLE = ("layers",)
 
@@ -22,8 +24,8 @@ class Readiness:
             raise NotReady("models are still loading; list_models shows which", retry_after_s=1)
 
 
-def refuse_repeated(request: Request) -> None:
-    """A parameter with one value is given once.
+async def refuse_repeated(request: Request) -> None:
+    """A parameter with one value is given once. Not async, it would take a thread of its own.
 
     Raises:
         InvalidParameter
@@ -34,7 +36,7 @@ def refuse_repeated(request: Request) -> None:
             raise InvalidParameter(f"{name[:100]} is given more than once", parameter=name[:100])
 
 
-def refuse_parameters(request: Request) -> None:
+async def refuse_parameters(request: Request) -> None:
     """For operations that take none.
 
     Raises:
@@ -44,6 +46,12 @@ def refuse_parameters(request: Request) -> None:
         raise InvalidParameter(
             f"there is no parameter {name[:100]!r}; /openapi.json shows all", parameter=name[:100]
         )
+
+
+def visit_of(request: Request) -> Visit:
+    """What this request holds."""
+    visit: Visit = request.scope[VISIT]
+    return visit
 
 
 def pipeline_of(request: Request) -> Pipeline:

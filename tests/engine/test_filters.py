@@ -1,7 +1,6 @@
 """The filters of layers: which convolution, which values, in which order."""
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,10 +8,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from service.engine.filters import find_filters
-from service.engine.graph import Graph
 from service.engine.layers.listing import list_layers
 from service.errors import NoFilters
-from tests.engine.graphs import GOOD, good, good_graph, model, node, session
+from tests.engine.graphs import GOOD, every_tensor, good, good_graph, graph_of, model, node, session
 
 RNG = np.random.default_rng(2)
 SHAPE = (1, 3, 9, 9)
@@ -47,7 +45,7 @@ CONV = node("Conv", ["x", "w"], ["a"])
 
 
 def network_of(nodes, output):
-    graph = Graph(model(nodes, SHAPE, [output], CONSTANTS), Path(), "")
+    graph = graph_of(model(nodes, SHAPE, [output], CONSTANTS))
     return graph, graph.network({"x": SHAPE})
 
 
@@ -200,10 +198,10 @@ def test_each_channel_of_a_transposed_convolution_has_its_filter(groups):
     """One cell of one input channel answers with the kernels that it feeds."""
     weights = normal(4, 3, 2, 2)
     made = node("ConvTranspose", ["x", "k"], ["y"], group=groups, kernel_shape=[2, 2])
-    graph = Graph(model([made], (1, 4, 1, 1), ["y"], {"k": weights}), Path(), "")
+    graph = graph_of(model([made], (1, 4, 1, 1), ["y"], {"k": weights}))
     found = find_filters(graph, graph.network({"x": (1, 4, 1, 1)}), "y")
     assert (found.transposed, found.weights.shape, found.channels) == (True, (4, 3, 2, 2), 3 * groups)
-    runner = session(graph.exposed({"x": (1, 4, 1, 1)}))
+    runner = session(every_tensor(graph))
     for i in range(4):
         impulse = np.eye(4, dtype=np.float32)[i].reshape(1, 4, 1, 1)
         answer = runner.run(["y"], {"x": impulse})[0][0]
@@ -250,7 +248,7 @@ def test_filters_of_real_convolutions_are_the_files_own(test_data, name):
 def test_filters_of_a_quantised_file_are_what_the_runtime_dequantises(test_data):
     graph, network = good_graph("squeezenet1.1_qdq_int8"), good("squeezenet1.1_qdq_int8")
     convolutions = [n for n in graph.nodes if n.op == "Conv"]
-    runner = session(graph.exposed({"data_0": (1, 3, 224, 224)}))
+    runner = session(every_tensor(graph))
     names = [n.inputs[1] for n in convolutions]
     values = runner.run(names, {"data_0": np.zeros((1, 3, 224, 224), np.float32)})
     for n, expected in zip(convolutions, values, strict=True):

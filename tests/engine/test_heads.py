@@ -1,19 +1,18 @@
 """Heads read out of graphs: bias plus the mean of the weighted map is the logit that the runtime computes."""
 
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from service.engine.graph import Graph, read
+from service.engine.graph import read
 from service.engine.heads import class_weights, find_head
 from service.engine.layers.axes import find_roles
 from service.errors import InvalidParameter, NotDrawable
 from tests.builders import put
-from tests.engine.graphs import good, good_graph, light, model, node, session
+from tests.engine.graphs import every_tensor, good, good_graph, graph_of, light, model, node, session
 from tests.oracles import UncutGraph
 
 # Sums in float32, taken in another order than the runtime's.
@@ -55,7 +54,7 @@ def built(tail, outputs=("logits",), opset=17):
     """A convolution, an activation that makes `map` (1, 6, 7, 7), and the end of a network."""
     stem = [node("Conv", ["x", "kernel"], ["conv"]), node("Relu", ["conv"], ["map"])]
     shape = (1, 3, SIDE + 2, SIDE + 2)
-    graph = Graph(model([*stem, *tail], shape, outputs, CONSTANTS, opset), Path(), "")
+    graph = graph_of(model([*stem, *tail], shape, outputs, CONSTANTS, opset))
     return Built(graph, graph.network({"x": shape}), shape)
 
 
@@ -178,7 +177,7 @@ def law_residue(case, values, head):
 
 def run_all(case):
     """Every tensor of a small graph, for noise as image."""
-    runner = session(case.graph.exposed({"x": case.shape}))
+    runner = session(every_tensor(case.graph))
     names = [value.name for value in runner.get_outputs()]
     x = np.random.default_rng(0).normal(0, 1, case.shape).astype(np.float32)
     return dict(zip(names, runner.run(names, {"x": x}), strict=True))

@@ -53,9 +53,9 @@ def test_exact_fields_have_their_size_and_place_within_reason(name):
 
 def test_the_largest_known_network_is_listed_fast():
     network = light("densenet121")
-    start = time.perf_counter()
+    start = time.process_time()
     list_layers(network)
-    assert time.perf_counter() - start < LONGEST_S
+    assert time.process_time() - start < LONGEST_S
 
 
 def test_a_network_of_five_thousand_nodes_takes_no_quadratic_time():
@@ -63,9 +63,9 @@ def test_a_network_of_five_thousand_nodes_takes_no_quadratic_time():
     specs = {f"t{i}": TensorSpec(f"t{i}", "float32", (1, 1, 9, 9)) for i in range(5001)}
     weights = {"w": TensorSpec("w", "float32", (1, 1, 1, 1))}
     whole = Network(nodes, (specs["t0"],), ("t5000",), {**specs, **weights}, {})
-    start = time.perf_counter()
+    start = time.process_time()
     assert list_layers(whole)[-1].cumulative_macs == 81 * 5000
-    assert time.perf_counter() - start < 3 * LONGEST_S
+    assert time.process_time() - start < 3 * LONGEST_S
 
 
 def test_only_what_depends_on_the_input_is_a_layer():

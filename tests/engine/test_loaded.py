@@ -1,6 +1,10 @@
 """What is built and run for a request: no more than its layers need."""
 
+import functools
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,7 +12,7 @@ import pytest
 from onnx import helper
 
 from service.engine.loaded import LoadedModel, load
-from service.engine.plan_cache import PlanCache
+from service.engine.plan_cache import FUSE_AFTER, PlanCache
 from service.engine.runner import Runtime, Session
 from service.errors import ShapeMismatch
 from tests.benchmarks.resnet import random_resnet50, relus
@@ -29,40 +33,93 @@ class Watched(Runtime):
         return super().compile(model, folder, weight_bytes=weight_bytes)
 
 
-def loaded(file: Path, optimization: str = "all") -> tuple[LoadedModel, Watched]:
+class AtOnce(Executor):
+    """Builds in the caller's thread what else is built in the background."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def loaded(file: Path, optimization: str = "all", budget: int = 1 << 30) -> tuple[LoadedModel, Watched]:
     runtime = Watched(optimization)
-    return load("m", "1", file, file.parent, runtime, PlanCache(1 << 30)), runtime
+    return load("m", "1", file, file.parent, runtime, PlanCache(budget, AtOnce())), runtime
 
 
 def nodes(model: bytes) -> int:
     return len(onnx.ModelProto.FromString(model).graph.node)
 
 
-def test_an_early_layer_builds_a_few_nodes_of_resnet_50(tmp_path: Path) -> None:
-    file = random_resnet50(tmp_path / "resnet50.onnx")
-    model, runtime = loaded(file)
-    whole = nodes(runtime.compiled[0])
-    second = model.layers().select([relus(file)[1]])
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_resnet50(tmp_path_factory.mktemp("resnet50") / "resnet50.onnx")
+
+
+def test_an_early_layer_builds_a_few_nodes_of_resnet_50(resnet50: Path) -> None:
+    model, runtime = loaded(resnet50)
+    at_load = len(runtime.compiled)
+    second = model.layers().select([relus(resnet50)[1]])
     values = model.run(np.zeros((1, 3, 224, 224), np.float32), second)
-    assert values[relus(file)[1]].shape == (1, 64, 56, 56)
-    assert nodes(runtime.compiled[-1]) == 7  # Conv BN Relu MaxPool Conv BN Relu
-    assert whole > 170
-    assert len(runtime.compiled) == 2
+    assert values[relus(resnet50)[1]].shape == (1, 64, 56, 56)
+    assert [nodes(part) for part in runtime.compiled[at_load:]] == [7]  # Conv BN Relu MaxPool Conv BN Relu
+
+
+def test_loading_compiles_every_node_once(resnet50: Path) -> None:
+    _, runtime = loaded(resnet50)
+    assert len(runtime.compiled) > 5
+    assert sum(nodes(part) for part in runtime.compiled) == len(onnx.load(resnet50).graph.node)
+
+
+def test_a_layer_deep_inside_builds_a_part_of_its_own_segment_only(resnet50: Path) -> None:
+    model, runtime = loaded(resnet50)
+    at_load = len(runtime.compiled)
+    layer = model.layers().by_name[relus(resnet50)[-2]]
+    model.run(np.zeros((1, 3, 224, 224), np.float32), [layer])
+    assert [nodes(part) < 15 for part in runtime.compiled[at_load:]] == [True]
+
+
+def test_what_is_asked_again_and_again_gets_a_session_of_its_own(resnet50: Path) -> None:
+    model, runtime = loaded(resnet50)
+    at_load = len(runtime.compiled)
+    layers = [model.layers().by_name[relus(resnet50)[-1]]]
+    image = np.random.default_rng(0).random((1, 3, 224, 224), np.float32)
+    values = [model.run(image, layers)[layers[0].name] for _ in range(FUSE_AFTER + 2)]
+    assert [nodes(part) > 150 for part in runtime.compiled[at_load:]][-1]
+    largest = np.abs(values[0]).max()
+    assert np.abs(values[0] - values[-1]).max() <= 1e-5 * largest
+    compiled = len(runtime.compiled)
+    model.run(image, layers)
+    assert len(runtime.compiled) == compiled
+
+
+def test_many_sets_asked_in_turn_do_not_push_each_other_out(resnet50: Path) -> None:
+    """A budget for one fused session: a second set, asked as often, is answered by segments."""
+    model, runtime = loaded(resnet50, budget=230 << 20)
+    image = np.zeros((1, 3, 224, 224), np.float32)
+    first, second = ([model.layers().by_name[relus(resnet50)[i]]] for i in (-1, -4))
+    for _ in range(3 * FUSE_AFTER):
+        model.run(image, first)
+        model.run(image, second)
+    assert sum(nodes(part) > 100 for part in runtime.compiled) == 1
 
 
 def test_asking_again_builds_nothing(tmp_path: Path) -> None:
     model, runtime = loaded(put(tmp_path, "m", small_cnn()))
     layers = model.layers().select(["stem/relu"])
+    model.run(np.zeros((1, 3, 32, 32), np.float32), layers)
+    compiled = len(runtime.compiled)
     for _ in range(3):
         model.run(np.zeros((1, 3, 32, 32), np.float32), layers)
-    assert len(runtime.compiled) == 2
+    assert len(runtime.compiled) == compiled
 
 
 def test_the_input_alone_runs_nothing(tmp_path: Path) -> None:
     model, runtime = loaded(put(tmp_path, "m", small_cnn()))
+    compiled = len(runtime.compiled)
     tensor = np.ones((1, 3, 8, 8), np.float32)
     assert model.run(tensor, model.layers().select(["image"]))["image"] is tensor
-    assert len(runtime.compiled) == 1
+    assert len(runtime.compiled) == compiled
 
 
 @pytest.mark.parametrize(("layer", "batched"), [("relu", True), ("vector", False)])
@@ -70,7 +127,7 @@ def test_a_fixed_batch_is_freed_only_where_it_gives_what_single_runs_give(
     tmp_path: Path, layer: str, batched: bool
 ) -> None:
     file = put(tmp_path, "m", reshaping_cnn())
-    model, runtime = loaded(file, "off")
+    model, _ = loaded(file, "off")
     layers = model.layers().select([layer])
     if layers[0].batch_axis is None:
         pytest.fail("the batch axis of this layer is known")
@@ -78,8 +135,8 @@ def test_a_fixed_batch_is_freed_only_where_it_gives_what_single_runs_give(
     values = model.run(images, layers)[layer]
     alone = [UncutGraph(file, [layer]).run({"image": image[None]})[layer] for image in images]
     assert np.array_equal(values, np.concatenate(alone))
-    last = onnx.ModelProto.FromString(runtime.compiled[-1]).graph.input[0].type.tensor_type.shape.dim[0]
-    assert (last.dim_param == "batch") is batched
+    examples = functools.partial(model._examples, (3, 8, 8))
+    assert model._execution.is_separable((layer,), (3, 8, 8), examples) is batched
 
 
 def gained() -> onnx.ModelProto:

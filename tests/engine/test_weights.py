@@ -1,16 +1,14 @@
 """Constant weights as the runtime itself computes them."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.engine.graph import Graph, read
+from service.engine.graph import read
 from service.engine.weights import weight
 from tests.builders import put, small_cnn
-from tests.engine.graphs import model, node, session
+from tests.engine.graphs import every_tensor, graph_of, model, node, session
 
 RNG = np.random.default_rng(0)
 CONSTANTS = {
@@ -42,13 +40,13 @@ CHAINS = {
 
 
 def graph(nodes, constants=None):
-    return Graph(model(nodes, [1], ["y"], constants or CONSTANTS), Path(), "")
+    return graph_of(model(nodes, [1], ["y"], constants or CONSTANTS))
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_chain_of_constants_has_the_runtimes_values(chain):
     built = graph(CHAINS[chain])
-    expected = session(built.exposed({"x": [1]})).run(["y"], {"x": np.zeros(1, np.float32)})[0]
+    expected = session(every_tensor(built)).run(["y"], {})[0]
     found = weight(built, "y")
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.output.table import FORMATS
 from service.web.answers import payload_response
 from service.web.bodies import read_job
-from service.web.door import pipeline_of, refuse_repeated
+from service.web.door import pipeline_of, refuse_repeated, visit_of
 from service.web.problems import responses
 from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
 from service.web.routes.models import ModelName
@@ -62,7 +62,7 @@ async def extract_features(
     """Any layers' feature maps as arrays, with exactly the axes of the uncut graph."""
     pipeline = pipeline_of(request)
     job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.extract(job))
+    return payload_response(await pipeline.extract(job, visit_of(request)))
 
 
 @router.post(
@@ -77,7 +77,7 @@ async def extract_features_json(
     """Small feature maps as JSON numbers; capped, since numbers as text are long and slow."""
     pipeline = pipeline_of(request)
     job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.extract_json(job))
+    return payload_response(await pipeline.extract_json(job, visit_of(request)))
 
 
 @router.post(
@@ -92,7 +92,7 @@ async def describe_features(
     """Minimum, maximum, mean, deviation, sparsity and dead channels of each layer."""
     pipeline = pipeline_of(request)
     job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.describe(job))
+    return payload_response(await pipeline.describe(job, visit_of(request)))
 
 
 @router.post(
@@ -108,4 +108,4 @@ async def render_features(
     """One layer's feature map of one image, drawn."""
     pipeline = pipeline_of(request)
     job, asked = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.render(job, drawing(asked)))
+    return payload_response(await pipeline.render(job, drawing(asked), visit_of(request)))

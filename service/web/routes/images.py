@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
 from service.values import Job, Payload
 from service.web import etags
 from service.web.answers import json_response, model_headers, payload_response, pieces_response
 from service.web.bodies import job_of, read_image
-from service.web.door import pipeline_of, refuse_parameters, refuse_repeated
+from service.web.door import pipeline_of, refuse_parameters, refuse_repeated, visit_of
 from service.web.problems import responses
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
 from service.web.routes.features import ARRAYS, BINARY, PICTURES
@@ -31,7 +32,7 @@ ONE_IMAGE = {
 # What was stored came from outside: as a document of this origin it may do nothing.
 SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"}
 REFUSALS = (400, 404, 413, 422, 503, 504)
-Work = Callable[[Pipeline, Job], Awaitable[Payload]]
+Work = Callable[[Pipeline, Job, Visit], Awaitable[Payload]]
 AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
 
 
@@ -46,7 +47,9 @@ AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
 )
 async def create_image(request: Request) -> Response:
     """Keep an image under the SHA-256 of its bytes; the same bytes again renew it (200)."""
-    stored, new = await pipeline_of(request).images.create("", await read_image(request))
+    body = await read_image(request)
+    visit_of(request).enter()
+    stored, new = await pipeline_of(request).images.create("", body)
     answer = json_response(image_description(stored))
     answer.status_code = 201 if new else 200
     answer.headers["Location"] = f"/v1/images/{stored.id}"
@@ -96,7 +99,7 @@ async def get_image_features(
     image_id: ImageId, query: Annotated[KeptFeaturesQuery, Query()], request: Request
 ) -> Response:
     """As `extract_features`, under one URL; Accept is ignored."""
-    return await _answer(request, image_id, query, lambda pipeline, job: pipeline.extract(job))
+    return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
 
 
 @router.get(
@@ -109,7 +112,9 @@ async def get_image_picture(
     image_id: ImageId, query: Annotated[KeptRenderQuery, Query()], request: Request
 ) -> Response:
     """As `render_features`, under one URL: for `<img src>`."""
-    return await _answer(request, image_id, query, lambda pipeline, job: pipeline.render(job, drawing(query)))
+    return await _answer(
+        request, image_id, query, lambda pipeline, job, visit: pipeline.render(job, drawing(query), visit)
+    )
 
 
 @router.get(
@@ -119,7 +124,7 @@ async def get_image_statistics(
     image_id: ImageId, query: Annotated[KeptStatisticsQuery, Query()], request: Request
 ) -> Response:
     """As `describe_features`, under one URL."""
-    return await _answer(request, image_id, query, lambda pipeline, job: pipeline.describe(job))
+    return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.describe(job, visit))
 
 
 async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -> Response:
@@ -134,6 +139,6 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     if etags.matches(request, etag):
         return etags.not_modified(headers | model_headers(model.identity))
     job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
-    answer = payload_response(await work(pipeline, job))
+    answer = payload_response(await work(pipeline, job, visit_of(request)))
     answer.headers.update(headers)
     return answer

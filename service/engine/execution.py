@@ -1,0 +1,180 @@
+"""Running one model: which sessions answer, step after step, for one image or a batch of them."""
+
+import threading
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from cachetools import LRUCache
+
+from service.engine.graph import Graph
+from service.engine.nodes import Network
+from service.engine.plan_cache import PlanCache
+from service.engine.runner import Runtime, Session, Stop
+from service.engine.segments import Segments, find_ends
+from service.errors import ModelFailed
+from service.values import Array, Plan, Step, TensorSpec
+
+SEPARABLE_KEPT, CHOICES_KEPT = 1024, 1024
+Values = Mapping[str, Array]
+# Two images' inputs alone, and both as one batch.
+Examples = tuple[Sequence[Values], Values]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The two ways to compute some layers; `fused` is None where one segment does it."""
+
+    plan: Plan
+    fused: Step | None
+
+
+class Execution:
+    """Computes tensors of one graph; the methods may be called from several threads at once."""
+
+    def __init__(
+        self, graph: Graph, network: Network, runtime: Runtime, plans: PlanCache, owner: Hashable
+    ) -> None:
+        self._graph = graph
+        self._tensors = network.tensors
+        self._runtime = runtime
+        self._plans = plans
+        self._owner = owner
+        self._fixed_batch = {s.name for s in graph.inputs if s.shape and s.shape[0] is not None}
+        weights = [graph.weight_bytes([i]) for i in range(len(graph.nodes))]
+        self._segments = Segments(network, find_ends(network, weights))
+        self._choice = lru_cache(CHOICES_KEPT)(self._choose)
+        self._separable: LRUCache[Hashable, bool] = LRUCache(SEPARABLE_KEPT)
+        self._lock = threading.Lock()
+
+    def plan(self, layers: Sequence[str], known: Container[str] = ()) -> Plan:
+        """The steps that compute these layers from the inputs and from what is known already."""
+        return self._segments.plan(layers, known)
+
+    def run(
+        self, values: Values, layers: Sequence[str], *, batch: int = 1, stop: Stop | None = None
+    ) -> Values:
+        """Compute layers from the inputs; a batch has to be separable.
+
+        Raises:
+            ModelFailed: the runtime could not.
+            Stopped: `stop` was set meanwhile.
+        """
+        choice = self._choice(layers)
+        if (session := self._fused(choice.fused, batch > 1)) is not None:
+            return session.run({name: values[name] for name in session.inputs}, stop)
+        steps, found = choice.plan.steps, dict(values)
+        for index, step in enumerate(steps):
+            found |= self.run_step(step, found, batch=batch, stop=stop)
+            later = set(layers).union(*(step.reads for step in steps[index + 1 :]))
+            found = {name: value for name, value in found.items() if name in later}
+        return found
+
+    def run_step(self, step: Step, values: Values, *, batch: int = 1, stop: Stop | None = None) -> Values:
+        """Compute what one step makes from what it reads.
+
+        Raises:
+            ModelFailed, Stopped
+        """
+        session = self._session(step, self._frees(step, batch > 1))
+        return session.run({name: values[name] for name in step.reads}, stop)
+
+    def compile(self, step: Step) -> None:
+        """Compile a step without running it.
+
+        Raises:
+            ModelFailed: an operator is unknown or the graph is not valid.
+        """
+        self._session(step, free=False)
+
+    def is_separable(
+        self, layers: tuple[str, ...], image_shape: tuple[int, ...], examples: Callable[[], Examples]
+    ) -> bool:
+        """Whether a batch gives bit for bit what its images give alone, without optimisation.
+
+        Found out on two examples, alone and as one batch, once a step and image shape: a reshape with
+        a constant batch of 1 fails or mixes images.
+        """
+        steps = self._choice(layers).plan.steps
+        with self._lock:
+            known = [self._separable.get((step, image_shape)) for step in steps]
+        if None not in known or False in known:
+            return all(known)
+        alone, pair = examples()
+        for step in steps:
+            if not self._is_step_separable(step, image_shape, alone, pair):
+                return False
+            alone = [{**values, **self.run_step(step, values)} for values in alone]
+            pair = {**pair, **self.run_step(step, pair, batch=2)}
+        return True
+
+    def _is_step_separable(self, step: Step, shapes: Hashable, alone: Sequence[Values], pair: Values) -> bool:
+        with self._lock:
+            known = self._separable.get((step, shapes))
+        if known is None:
+            known = self._batch_equals_singles(step, alone, pair)
+            with self._lock:
+                self._separable[step, shapes] = known
+        return known
+
+    def _batch_equals_singles(self, step: Step, alone: Sequence[Values], pair: Values) -> bool:
+        reads = {name: _joined([v[name] for v in alone], pair[name]) for name in step.reads}
+        try:
+            single, batch = self._exact(step, free=False), self._exact(step, free=True)
+            made = [single.run({name: values[name] for name in step.reads}) for values in alone]
+            together = batch.run(reads)
+        except ModelFailed:
+            return False
+        return all(
+            np.array_equal(together[name], np.concatenate([m[name] for m in made]), equal_nan=True)
+            for name in step.makes
+            if _is_map(together[name])
+        )
+
+    def _choose(self, layers: tuple[str, ...]) -> _Choice:
+        plan, fused = self._segments.plan(layers), self._segments.fused(layers)
+        return _Choice(plan, None if plan.steps == (fused,) else fused)
+
+    def _fused(self, step: Step | None, batch: bool) -> Session | None:
+        """The session from the input to some layers, where it exists or is worth building."""
+        if step is None:
+            return None
+        free = self._frees(step, batch)
+        key = (self._owner, step, free)
+        return self._plans.fused(key, lambda: self._compile(step, free), self._bytes_of(step))
+
+    def _session(self, step: Step, free: bool) -> Session:
+        return self._plans.get(
+            (self._owner, step, free),
+            lambda: self._compile(step, free),
+            variant=step not in self._segments.whole,
+        )
+
+    def _frees(self, step: Step, batch: bool) -> bool:
+        return batch and not self._fixed_batch.isdisjoint(step.reads)
+
+    def _compile(self, step: Step, free: bool) -> Session:
+        model = self._graph.cut(step.makes, self._given(step), free_batch=free)
+        return self._runtime.compile(model, self._graph.folder, weight_bytes=self._bytes_of(step))
+
+    def _bytes_of(self, step: Step) -> int:
+        """Bytes of the weights that a step holds."""
+        return self._graph.weight_bytes(self._graph.needed(step.makes, step.reads))
+
+    def _exact(self, step: Step, *, free: bool) -> Session:
+        model = self._graph.cut(step.makes, self._given(step), free_batch=free)
+        return self._runtime.compile_exact(model, self._graph.folder)
+
+    def _given(self, step: Step) -> list[TensorSpec]:
+        return [self._tensors[name] for name in step.reads if name in self._tensors]
+
+
+def _joined(alone: Sequence[Array], together: Array) -> Array:
+    """Exactly the two images' maps; what is no map is what the batch gave."""
+    return np.concatenate(alone) if _is_map(together) else together
+
+
+def _is_map(value: Array) -> bool:
+    """Not a shape or an index, which travel beside the maps."""
+    return value.ndim > 1 or value.dtype.kind == "f"

@@ -1,0 +1,158 @@
+"""An ONNX file as it comes from outside: read, and checked before anything is made of it."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, TensorProto
+
+from service.engine.protos import named, subgraphs
+from service.engine.weight_file import WeightFile, without_weights
+from service.errors import ModelFailed
+
+# Weights listed as graph inputs (IR 3 files) can be overridden by callers and so are never folded;
+# from IR 4 on an initializer need not be an input.
+IR_WITH_CONSTANT_WEIGHTS = 4
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile:
+    """A checked file: `proto` without its large weights, which `weights` reads back.
+
+    `digest` is the SHA-256 of the file and its external data, `folder` where the latter lies.
+    """
+
+    proto: ModelProto
+    weights: WeightFile
+    folder: Path
+    digest: str
+
+
+def open_onnx(path: Path) -> OnnxFile:
+    """Read and check one ONNX file with its external data.
+
+    Raises:
+        ModelFailed: not ONNX, a Git LFS pointer, truncated, without an opset, an ill-formed graph,
+            or external data that is missing or outside the file's folder.
+    """
+    content = _content(path)
+    light, places = without_weights(content)
+    proto = _parsed(light)
+    digest = hashlib.sha256(content)
+    for file in _external_files(proto, path.parent.resolve()):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    _check_order(proto.graph)
+    _strip_weight_inputs(proto)
+    weights = WeightFile(path, places)
+    return OnnxFile(proto, weights, path.parent.resolve(), digest.hexdigest())
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelFailed(f"{path.name} cannot be read") from error
+    if not content:
+        raise ModelFailed(f"{path.name} is empty")
+    if content[4:8] == b"ORTM":
+        raise ModelFailed(
+            f"{path.name} is in onnxruntime's own format, whose graph cannot be cut: give the ONNX file"
+        )
+    if content.startswith(LFS_POINTER):
+        raise ModelFailed(f"{path.name} is a Git LFS pointer, not the model: fetch it with `git lfs pull`")
+    return content
+
+
+def _parsed(content: bytes) -> ModelProto:
+    try:
+        proto: ModelProto = ModelProto.FromString(content)
+    except DecodeError as error:
+        raise ModelFailed("the file is not ONNX, or it is truncated") from error
+    if not proto.graph.node:
+        raise ModelFailed("the file is not ONNX: it holds no graph with nodes")
+    if not proto.opset_import and not proto.functions:
+        raise ModelFailed("the file imports no opset, so its operators have no meaning")
+    return proto
+
+
+def _external_files(proto: ModelProto, folder: Path) -> list[Path]:
+    """The external data files, each once, in the order of their names; refused outside `folder`."""
+    wanted: dict[str, Path] = {}
+    for tensor in _all_tensors(proto.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            location = entries.get("location", "")
+            file = wanted.setdefault(location, _external_file(location, folder))
+            _check_extent(tensor, entries, file)
+    return [wanted[location] for location in sorted(wanted)]
+
+
+def _external_file(location: str, folder: Path) -> Path:
+    parts = PurePosixPath(location)
+    if not location or parts.is_absolute() or ".." in parts.parts or "\\" in location:
+        raise ModelFailed("external data must lie in the model's own folder")
+    file = (folder / location).resolve()
+    if not file.is_relative_to(folder):
+        raise ModelFailed("external data is a link that leaves the model's folder")
+    if not file.is_file():
+        raise ModelFailed(f"the external data file {parts.name!r} is missing")
+    return file
+
+
+def _check_extent(tensor: TensorProto, entries: Mapping[str, str], file: Path) -> None:
+    """ONNX stores offset and length as decimal text."""
+    size = file.stat().st_size
+    try:
+        offset = int(entries.get("offset", "0"))
+        length = int(entries.get("length", str(size - offset)))
+    except ValueError as error:
+        raise ModelFailed(f"the external data of {tensor.name!r} is ill-formed") from error
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ModelFailed(f"the external data of {tensor.name!r} lies beyond the file's end")
+
+
+def _all_tensors(graph: GraphProto) -> Iterable[TensorProto]:
+    """Every stored tensor, those in attributes and subgraphs included."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in subgraphs(attribute):
+                yield from _all_tensors(inner)
+
+
+def _check_order(graph: GraphProto) -> None:
+    """Names are made once and before they are read, as the ONNX specification asks; so there is no cycle."""
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in named(graph.node):
+        for name in node.reads:
+            if name not in known:
+                raise ModelFailed(
+                    f"node {node.name!r} reads {name!r} before any node made it: "
+                    "the graph is cyclic, not in topological order, or incomplete"
+                )
+        for name in node.makes:
+            if name in known:
+                raise ModelFailed(f"the tensor {name!r} is made twice")
+            known.add(name)
+    for output in graph.output:
+        if output.name not in known:
+            raise ModelFailed(f"nothing makes the declared output {output.name!r}")
+
+
+def _strip_weight_inputs(proto: ModelProto) -> None:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    true_inputs = [value for value in proto.graph.input if value.name not in weights]
+    del proto.graph.input[:]
+    proto.graph.input.extend(true_inputs)
+    proto.ir_version = max(proto.ir_version, IR_WITH_CONSTANT_WEIGHTS)

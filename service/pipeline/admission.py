@@ -1,0 +1,124 @@
+"""Who may come in: places for requests that are worked on or wait, and the bytes that all of them hold.
+
+Lives on the event loop alone, so it needs no lock.
+"""
+
+import math
+import time
+from types import TracebackType
+
+from service.errors import Overloaded
+
+# How much of the last requests' pace counts for what is told of the next.
+PACE_SHARE = 0.1
+LONGEST_RETRY_S = 60
+
+
+class Admission:
+    """Bounded by places and by bytes; what does not fit is refused at once, never queued beyond."""
+
+    def __init__(self, max_requests: int, max_bytes: int) -> None:
+        self.requests = 0
+        self.held_bytes = 0
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
+        self._pace_s = 0.0
+        self._last_left: float | None = None
+
+    def check(self) -> None:
+        """Refuse before a body is read what would be refused after it.
+
+        Raises:
+            Overloaded
+        """
+        if self.requests >= self._max_requests:
+            raise self._full(f"{self.requests} requests are in flight, as many as this service takes")
+        if self.held_bytes >= self._max_bytes:
+            raise self._full(f"the requests in flight hold {self.held_bytes} bytes, as many as are allowed")
+
+    def visit(self) -> "Visit":
+        """One request from its first byte to its answer's last."""
+        return Visit(self)
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            Overloaded
+        """
+        self.check()
+        self.requests += 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self.requests -= 1
+        now = time.monotonic()
+        if self._last_left is not None and self.requests:
+            self._pace_s += PACE_SHARE * (now - self._last_left - self._pace_s)
+        self._last_left = now
+
+    def take(self, count: int) -> None:
+        """Hold bytes; whoever is alone may hold any number that the other limits allow.
+
+        Raises:
+            Overloaded
+        """
+        if self.held_bytes and self.held_bytes + count > self._max_bytes:
+            raise self._full(
+                f"this request needs {count} bytes beside the {self.held_bytes} that others hold; "
+                f"at most {self._max_bytes} are held at one time"
+            )
+        self.held_bytes += count
+
+    def _full(self, detail: str) -> Overloaded:
+        """Tells to come back when those in flight will have been answered, at the pace of the last ones."""
+        wait_s = math.ceil(self.requests * self._pace_s)
+        return Overloaded(detail, retry_after_s=min(max(wait_s, 1), LONGEST_RETRY_S))
+
+
+class Visit:
+    """What one request holds: a place while it is worked on, bytes until its answer is sent."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._bytes = 0
+        self._has_place = False
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            Overloaded
+        """
+        self._admission.enter()
+        self._has_place = True
+
+    def exit(self) -> None:
+        """Give the place back; the bytes stay held."""
+        if self._has_place:
+            self._has_place = False
+            self._admission.leave()
+
+    def take(self, count: int) -> None:
+        """Hold more bytes.
+
+        Raises:
+            Overloaded: they do not fit beside what others hold.
+        """
+        self._admission.take(count)
+        self._bytes += count
+
+    def add(self, count: int) -> None:
+        """Hold bytes that are there already."""
+        self._admission.held_bytes += count
+        self._bytes += count
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.exit()
+        self._admission.held_bytes -= self._bytes
+        self._bytes = 0

@@ -1,0 +1,211 @@
+"""Clients that leave, stall, send too much, or come when the service is full: over real sockets."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from onnx import helper
+
+from service.app import make_app
+from service.engine.loaded import load
+from service.engine.plan_cache import PlanCache
+from service.engine.runner import Runtime, Stop, Stopped
+from service.pipeline.admission import Admission
+from service.settings import Settings
+from tests.builders import encoded, model, photograph, put, small_cnn, weight
+
+SLOW = "/v1/models/slow/features?layers=last&size=512x512&format=npy"
+LONG = "/v1/models/small/features?layers=stem/conv&size=1920x1920&format=npy"
+
+
+def slow_cnn() -> object:
+    """Some seconds of work for 512x512 pixels, in many nodes: a run can end between two of them."""
+    names = ["image", *(f"map{i}" for i in range(79)), "last"]
+    nodes = [
+        helper.make_node("Conv", [before, "first" if before == "image" else "again"], [after], pads=[2] * 4)
+        for before, after in zip(names, names[1:], strict=False)
+    ]
+    weights = [weight("first", 32, 3, 5, 5), weight("again", 32, 32, 5, 5)]
+    return model(nodes, {"image": ["n", 3, "h", "w"]}, ["last"], weights)
+
+
+class Running:
+    """A service in this process, whose admission the tests look at."""
+
+    def __init__(self, port: int, admission: Admission) -> None:
+        self.port = port
+        self.admission = admission
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 30)
+
+    def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, (self.admission.requests, self.admission.held_bytes)
+            time.sleep(0.005)
+
+    def until_idle(self, seconds: float = 10.0) -> None:
+        self.until(lambda: not (self.admission.requests or self.admission.held_bytes), seconds)
+
+
+@contextlib.contextmanager
+def running(folder: Path, **given: object) -> Iterator[Running]:
+    settings = {"models": (folder,), "image_store": str(folder / "s.sqlite3"), "threads": 1, **given}
+    app = make_app(Settings(**settings))
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    service = Running(listening.getsockname()[1], app.state.pipeline.admission)
+    try:
+        service.until(lambda: app.state.readiness.ready, 30)
+        yield service
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    put(folder, "slow", slow_cnn(), toml="[input]\nsize = [16, 16]\n")
+    put(folder, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(models: Path) -> Iterator[Running]:
+    with running(models, max_in_flight=3, max_stall_s=1.0, max_body_bytes=1 << 20) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    return encoded(photograph(64, 64), "PNG")
+
+
+def post(url: str, body: bytes, headers: str = "") -> bytes:
+    return f"POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+def answer_to(connection: socket.socket) -> tuple[int, dict[str, object], http.client.HTTPResponse]:
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    content = answer.read()
+    problem = content.startswith(b"{")
+    return answer.status, json.loads(content) if problem else {}, answer
+
+
+def test_a_client_that_leaves_while_sending_leaves_nothing_behind(service: Running, image: bytes) -> None:
+    with service.connect() as client:
+        client.sendall(post(SLOW, bytes(500_000))[:100_000])
+        service.until(lambda: service.admission.held_bytes > 50_000)
+    service.until_idle()
+
+
+def test_a_client_that_leaves_while_its_layers_are_computed_ends_the_run(
+    service: Running, image: bytes
+) -> None:
+    with service.connect() as client:
+        client.sendall(post(SLOW, image))
+        service.until(lambda: service.admission.held_bytes > 10_000_000)  # It is being computed.
+    service.until_idle(2)
+
+
+def test_a_client_that_leaves_while_it_waits_is_never_begun(service: Running, image: bytes) -> None:
+    with service.connect() as first, service.connect() as second:
+        first.sendall(post(SLOW, image))
+        service.until(lambda: service.admission.held_bytes > 10_000_000)
+        second.sendall(post(SLOW, image + b" "))
+        service.until(lambda: service.admission.requests == 2)
+        second.close()
+        service.until(lambda: service.admission.requests == 1, 2)
+        first.close()
+    service.until_idle(2)
+
+
+def test_a_client_that_takes_nothing_is_given_up(service: Running, image: bytes) -> None:
+    with service.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(post(LONG, image))
+        service.until(lambda: service.admission.held_bytes > 5_000_000)
+        service.until_idle(5)
+
+
+def test_a_slow_reader_keeps_no_place_and_gets_everything(service: Running, image: bytes) -> None:
+    with service.connect() as client:
+        client.sendall(post(LONG, image))
+        service.until(lambda: service.admission.held_bytes > 5_000_000 and not service.admission.requests)
+        taken = 0
+        while part := client.recv(1 << 20):
+            taken += len(part)
+            time.sleep(0.02)
+            if taken > 1920 * 1920 // 4 * 8 * 4:
+                break
+    service.until_idle()
+
+
+def test_a_client_that_sends_nothing_more_is_told(service: Running, image: bytes) -> None:
+    with service.connect() as client:
+        client.sendall(post(SLOW, image)[:-10])
+        status, problem, _ = answer_to(client)
+    assert (status, problem["code"]) == (504, "deadline-exceeded")
+    service.until_idle()
+
+
+def test_a_full_service_refuses_at_once_and_tells_when_to_come_back(service: Running, image: bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(service.connect()) for _ in range(3)]
+        for i, client in enumerate(waiting):
+            client.sendall(post(SLOW, image + b" " * i))
+        service.until(lambda: service.admission.requests == 3)
+        late = stack.enter_context(service.connect())
+        start = time.perf_counter()
+        late.sendall(post(SLOW, image))
+        status, problem, answer = answer_to(late)
+        assert time.perf_counter() - start < 0.5
+    assert (status, problem["code"]) == (503, "overloaded")
+    assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    service.until_idle(3)
+
+
+def test_a_refused_body_is_read_so_far_that_the_client_reads_the_refusal(service: Running) -> None:
+    """One that is announced too long, and one that never tells, each sent by a client that first sends all."""
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n" + (b"%x\r\n" % 65536 + bytes(65536) + b"\r\n") * 48
+    for head in (b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000), chunked + b"0\r\n\r\n"):
+        with service.connect() as client:
+            client.sendall(f"POST {SLOW} HTTP/1.1\r\nHost: x\r\n".encode() + head)
+            status, problem, answer = answer_to(client)
+            assert (status, problem["code"]) == (413, "body-too-large")
+            assert answer.headers["Connection"] == "close"
+    service.until_idle()
+
+
+def test_after_a_refusal_the_connection_is_used_again(service: Running, image: bytes) -> None:
+    with service.connect() as client:
+        client.sendall(post("/v1/models/nothing/features", image))
+        assert answer_to(client)[0] == 404
+        client.sendall(post("/v1/models/small/features?layers=stem/relu", image))
+        assert answer_to(client)[0] == 200
+
+
+def test_a_run_is_ended_from_another_thread(tmp_path: Path) -> None:
+    file = put(tmp_path, "slow", slow_cnn(), toml="[input]\nsize = [16, 16]\n")
+    network = load("slow", "1", file, tmp_path / "slow", Runtime(), PlanCache(1 << 30))
+    stop = Stop()
+    threading.Timer(0.3, stop.set).start()
+    start = time.perf_counter()
+    with pytest.raises(Stopped):
+        network.run(np.zeros((1, 3, 512, 512), np.float32), [network.layers().by_name["last"]], stop)
+    assert time.perf_counter() - start < 2
+    with pytest.raises(Stopped):
+        network.run(np.zeros((1, 3, 16, 16), np.float32), [network.layers().by_name["last"]], stop)
