@@ -57,8 +57,14 @@ class Settings(BaseModel):
         description="Threads that runs of networks share beside their own: 1 gives most answers a second, "
         "one a core gives a single caller the soonest",
     )
+    batching: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether requests that wait share batches; auto does so on a GPU only"
+    )
+    max_batch_pixels: int = Field(4_000_000, ge=1, description="Most pixels of a shared batch")
     plan_cache_bytes: int = Field(
-        1024 * MIB, ge=0, description="Bytes of compiled plans that are kept, estimated"
+        1024 * MIB,
+        ge=0,
+        description="Bytes of compiled parts of all models together; a sixteenth is for variants of segments",
     )
     image_store: str = Field(
         "",

@@ -1,9 +1,9 @@
 """Running one model: which sessions answer, step after step, for one image or a batch of them."""
 
 import threading
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from cachetools import LRUCache
@@ -53,7 +53,7 @@ class Execution:
         return self._segments.plan(layers, known)
 
     def run(
-        self, values: Values, layers: Sequence[str], *, batch: int = 1, stop: Stop | None = None
+        self, values: Values, layers: tuple[str, ...], *, batch: int = 1, stop: Stop | None = None
     ) -> Values:
         """Compute layers from the inputs; a batch has to be separable.
 
@@ -80,13 +80,35 @@ class Execution:
         session = self._session(step, self._frees(step, batch > 1))
         return session.run({name: values[name] for name in step.reads}, stop)
 
-    def compile(self, step: Step) -> None:
-        """Compile a step without running it.
+    def in_order(self, steps: Iterable[Step]) -> list[Step]:
+        """Steps of several plans, each after those that it reads from."""
+        return self._segments.in_order(steps)
+
+    def hands_over_maps(self, step: Step) -> bool:
+        """Whether all that a step reads and makes has an image a row: no shapes or indices among it."""
+        specs = [self._tensors.get(name) for name in (*step.reads, *step.makes)]
+        return all(s is not None and s.shape is not None and len(s.shape) > 1 for s in specs)
+
+    def compile(self, layers: tuple[str, ...]) -> None:
+        """Compile the segments that some layers need, without running them.
 
         Raises:
             ModelFailed: an operator is unknown or the graph is not valid.
         """
-        self._session(step, free=False)
+        for step in self._choice(layers).plan.steps:
+            self._session(step, free=False)
+
+    def fuse(self, layers: tuple[str, ...], feeds: Values) -> None:
+        """Compile the session from the input to these layers now, and run it once.
+
+        Raises:
+            ModelFailed
+        """
+        step = self._choice(layers).fused
+        if step is not None:
+            build = partial(self._compile, step, free=False)
+            session = self._plans.get((self._owner, step, False), build)
+            session.run({name: feeds[name] for name in session.inputs})
 
     def is_separable(
         self, layers: tuple[str, ...], image_shape: tuple[int, ...], examples: Callable[[], Examples]

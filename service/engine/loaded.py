@@ -1,14 +1,16 @@
 """One model in memory: its layers, its recipe, and running just what some layers need."""
 
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from service.engine import manifest as manifests
+from service.engine.batching import Asked, run_together
 from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
@@ -20,11 +22,19 @@ from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop
 from service.engine.selection import LayerTable
-from service.errors import InvalidParameter, ModelFailed, ModelNeedsConstants, ShapeMismatch
+from service.errors import (
+    InvalidParameter,
+    ModelFailed,
+    ModelNeedsConstants,
+    RequestError,
+    ServiceError,
+    ShapeMismatch,
+)
 from service.values import Array, Identity, Layer, Plan, Preprocessing, ReceptiveField, Step, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
 TABLES_KEPT = 16
+Outcome = dict[str, Array] | Exception
 
 
 class LoadedModel:
@@ -128,16 +138,45 @@ class LoadedModel:
             Stopped: `stop` was set meanwhile.
         """
         _check_batch(tensor, layers)
-        names = tuple(layer.name for layer in layers if layer.index >= 0)
+        names = _computed(layers)
         values = {self.image_spec().name: tensor}
         if names:
             values |= self._run(tensor, names, stop)
         return {layer.name: values[layer.name] for layer in layers}
 
+    def run_together(
+        self, jobs: Sequence[tuple[Array, Sequence[Layer]]], stop: Stop | None = None
+    ) -> list[Outcome]:
+        """Run several jobs with images of one shape, sharing batches of what they have in common.
+
+        Each gets what `run` gives it, or the error that it raises.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+        """
+        outcomes: dict[int, Outcome] = {}
+        shared: dict[int, Asked] = {}
+        for i, (tensor, layers) in enumerate(jobs):
+            names, shape = _computed(layers), tensor.shape[1:]
+            if names and self._execution.is_separable(names, shape, partial(self._examples, shape)):
+                shared[i] = Asked(self._feeds(tensor), names, len(tensor))
+            else:
+                outcomes[i] = self._outcome(tensor, layers, stop)
+        run_together(self._execution, list(shared.values()), stop)
+        for i, asked in shared.items():
+            found = {layer.name: asked.found[layer.name] for layer in jobs[i][1]} if not asked.error else {}
+            outcomes[i] = asked.error or found
+        return [outcomes[i] for i in range(len(jobs))]
+
+    def _outcome(self, tensor: Array, layers: Sequence[Layer], stop: Stop | None) -> Outcome:
+        try:
+            return self.run(tensor, layers, stop)
+        except ServiceError as error:
+            return error
+
     def plan(self, layers: Sequence[Layer], known: Container[str] = ()) -> Plan:
         """The steps that compute these layers for one image from what is known already, if anything is."""
-        names = [layer.name for layer in layers if layer.index >= 0]
-        return self._execution.plan(names, known)
+        return self._execution.plan(_computed(layers), known)
 
     def run_step(
         self, step: Step, tensor: Array, values: Mapping[str, Array], stop: Stop | None = None
@@ -174,20 +213,26 @@ class LoadedModel:
         return None if None in macs else sum(m or 0 for m in macs)
 
     def warm(self) -> None:
-        """Compile the declared outputs and run them once on zeros.
+        """Compile the segments of the declared outputs and the manifest's warm layers, and run all once.
 
         Raises:
-            ModelFailed: the model does not run.
+            ModelFailed: the model does not run, or has none of these layers.
         """
-        outputs = [name for name in self.outputs if name in self.layers().by_name]
-        steps = self._execution.plan(outputs).steps
-        for step in steps if self.image_input is None else ():
-            self._execution.compile(step)
-        if self.image_input is not None:
-            shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
-            values: Mapping[str, Array] = self._feeds(np.zeros(shape, self.image_input.dtype))
-            for step in steps:
-                values = {**values, **self._execution.run_step(step, values)}
+        outputs = tuple(name for name in self.outputs if name in self.layers().by_name)
+        if self.image_input is None:
+            self._execution.compile(outputs)
+            return
+        shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
+        feeds = self._feeds(np.zeros(shape, self.image_input.dtype))
+        self._execution.run(feeds, outputs)
+        for words in self.manifest.warm:
+            self._execution.fuse(self._warm_layers([words] if isinstance(words, str) else words), feeds)
+
+    def _warm_layers(self, words: Sequence[str]) -> tuple[str, ...]:
+        try:
+            return _computed(self.layers().select(words))
+        except RequestError as error:
+            raise ModelFailed(f"model.toml: warm: {error.detail}") from error
 
     def _feeds(self, tensor: Array) -> dict[str, Array]:
         return {**self.constants, self.image_spec().name: tensor}
@@ -196,7 +241,7 @@ class LoadedModel:
         shape = tensor.shape[1:]
         if len(tensor) == 1:
             return self._execution.run(self._feeds(tensor), names, stop=stop)
-        if self._execution.is_separable(names, shape, lambda: self._examples(shape)):
+        if self._execution.is_separable(names, shape, partial(self._examples, shape)):
             return self._execution.run(self._feeds(tensor), names, batch=len(tensor), stop=stop)
         singles = [self._execution.run(self._feeds(image[None]), names, stop=stop) for image in tensor]
         return {name: np.concatenate([single[name] for single in singles]) for name in names}
@@ -284,6 +329,11 @@ def _constants(manifest: Manifest, inputs: Sequence[TensorSpec]) -> dict[str, Ar
         except (ValueError, TypeError, OverflowError) as error:
             raise ModelFailed(f"model.toml: constants: {name} does not fit {specs[name].dtype}") from error
     return constants
+
+
+def _computed(layers: Iterable[Layer]) -> tuple[str, ...]:
+    """The names of all but the input, which is there already."""
+    return tuple(layer.name for layer in layers if layer.index >= 0)
 
 
 def _incomplete(spec: TensorSpec | None) -> bool:

@@ -37,13 +37,17 @@ class InputSection(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The whole file; every key is optional, an unknown one is an error."""
+    """The whole file; every key is optional, an unknown one is an error.
+
+    `warm` holds layers, or lists of layers that are asked together, to make ready before the first request.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: str | None = None
     licence: str | None = None
     source: str | None = None
+    warm: list[str | list[str]] = Field(default_factory=list, max_length=64)
     constants: dict[str, Any] = Field(default_factory=dict)
     input: InputSection | None = None
 

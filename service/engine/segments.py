@@ -54,6 +54,10 @@ class Segments:
         """The one step from the input to these layers."""
         return self._step(layers, 0, ())
 
+    def in_order(self, steps: Iterable[Step]) -> list[Step]:
+        """Steps of several plans, segment after segment."""
+        return sorted(steps, key=lambda step: (self._segment(step.makes[0]), step.makes))
+
     def _want(self, names: Iterable[str], wanted: dict[int, set[str]], known: Container[str]) -> None:
         for name in names:
             if name not in self._inputs and name not in known:

@@ -1,9 +1,10 @@
 """Who may come in: places for requests that are worked on or wait, and the bytes that all of them hold.
 
-Lives on the event loop alone, so it needs no lock.
+Places are taken on the event loop alone; bytes also in the threads that find out how many.
 """
 
 import math
+import threading
 import time
 from types import TracebackType
 
@@ -22,6 +23,7 @@ class Admission:
         self.held_bytes = 0
         self._max_requests = max_requests
         self._max_bytes = max_bytes
+        self._lock = threading.Lock()
         self._pace_s = 0.0
         self._last_left: float | None = None
 
@@ -63,12 +65,19 @@ class Admission:
         Raises:
             Overloaded
         """
-        if self.held_bytes and self.held_bytes + count > self._max_bytes:
+        with self._lock:
+            fits = not self.held_bytes or self.held_bytes + count <= self._max_bytes
+            self.held_bytes += count if fits else 0
+        if not fits:
             raise self._full(
                 f"this request needs {count} bytes beside the {self.held_bytes} that others hold; "
                 f"at most {self._max_bytes} are held at one time"
             )
-        self.held_bytes += count
+
+    def add(self, count: int) -> None:
+        """Hold bytes that are there already, or none any more."""
+        with self._lock:
+            self.held_bytes += count
 
     def _full(self, detail: str) -> Overloaded:
         """Tells to come back when those in flight will have been answered, at the pace of the last ones."""
@@ -110,7 +119,7 @@ class Visit:
 
     def add(self, count: int) -> None:
         """Hold bytes that are there already."""
-        self._admission.held_bytes += count
+        self._admission.add(count)
         self._bytes += count
 
     def __enter__(self) -> "Visit":
@@ -120,5 +129,5 @@ class Visit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.exit()
-        self._admission.held_bytes -= self._bytes
+        self._admission.add(-self._bytes)
         self._bytes = 0

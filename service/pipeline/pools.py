@@ -1,16 +1,19 @@
 """The threads that do the work: each stage has its own, so that none starves another."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from service.engine.runner import Stop
+from service.engine.runner import Stop, Stopped
 from service.pipeline.admission import Admission
 from service.pipeline.stopwatch import Stopwatch
 
 T = TypeVar("T")
+# Work that yields the name of the stage that each of its parts belongs to, before that part.
+Stages = Generator[str, None, T]
 STAGES = ("load", "store", "prepare", "run", "finish")
 
 
@@ -20,6 +23,9 @@ class Pools:
     def __init__(self, threads: int, admission: Admission) -> None:
         self._admission = admission
         self._pools = {stage: ThreadPoolExecutor(threads, stage) for stage in STAGES}
+        self._slots = {stage: threading.BoundedSemaphore(threads) for stage in STAGES}
+        self._waiting = dict.fromkeys(STAGES, 0)
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""
@@ -29,28 +35,92 @@ class Pools:
     async def run(
         self, stage: str, watch: Stopwatch, work: Callable[..., T], *given: Any, stop: Stop | None = None
     ) -> T:
-        """Run in one of a stage's threads; the time until one is free counts as queue.
+        """Run in one of a stage's threads, as `go` does."""
+        return await self.go(_single(stage, work, *given), watch, stop)
 
-        What nobody waits for any more is not begun, and `stop` ends what has begun. A thread that
-        works on all the same takes a place among the requests until it ends.
+    async def go(self, stages: Stages[T], watch: Stopwatch, stop: Stop | None = None) -> T:
+        """Run stage after stage; the time until each begins counts as queue.
+
+        Where nobody waits, one thread does all of them: its caches are warm. What nobody waits for any
+        more is not begun, and `stop` ends what has begun. A thread that works on all the same takes a
+        place among the requests until it ends.
         """
-        asked = time.perf_counter()
-
-        def started() -> T:
-            watch.add("queue", time.perf_counter() - asked)
-            return work(*given)
-
-        future = self._pools[stage].submit(started)
+        job = _Job(stages, watch)
+        self._submit(next(stages), job)
         try:
-            return await asyncio.wrap_future(future)
+            return await asyncio.wrap_future(job.done)
         except asyncio.CancelledError:
+            job.is_abandoned = True
             if stop is not None:
                 stop.set()
-            if not (future.cancelled() or future.done()):
-                self._linger(future)
+            if not job.done.done():
+                self._linger(job.done)
             raise
+
+    def _submit(self, stage: str, job: "_Job[Any]") -> None:
+        with self._lock:
+            self._waiting[stage] += 1
+        queued = self._pools[stage].submit(self._work, stage, job, time.perf_counter())
+        queued.add_done_callback(lambda ended: job.abandon() if ended.cancelled() else None)
+
+    def _work(self, stage: str, job: "_Job[Any]", asked: float) -> None:
+        """In a thread of the stage: do its part, and go on with the next one's or hand it over."""
+        with self._lock:
+            self._waiting[stage] -= 1
+        with self._slots[stage]:
+            job.watch.add("queue", time.perf_counter() - asked)
+            following = job.part()
+        while following is not None and self._goes_on(stage, following):
+            stage = following
+            try:
+                following = job.part()
+            finally:
+                self._slots[stage].release()
+        if following is not None:
+            self._submit(following, job)
+
+    def _goes_on(self, stage: str, following: str) -> bool:
+        """Whether this thread may do the next stage's part: nobody waits for either."""
+        with self._lock:
+            if self._waiting[stage] or self._waiting[following]:
+                return False
+        return self._slots[following].acquire(blocking=False)
 
     def _linger(self, future: Future[Any]) -> None:
         loop = asyncio.get_running_loop()
         self._admission.requests += 1
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._admission.leave))
+
+
+class _Job(Generic[T]):
+    """Work on its way through the stages; `done` is settled exactly once."""
+
+    def __init__(self, stages: Stages[T], watch: Stopwatch) -> None:
+        self.watch = watch
+        self.done: Future[T] = Future()
+        self.is_abandoned = False
+        self._stages = stages
+
+    def part(self) -> str | None:
+        """Do the next part; the name of the stage after it, None after the last."""
+        if self.is_abandoned or not (self.done.running() or self.done.set_running_or_notify_cancel()):
+            self.abandon()
+            return None
+        try:
+            return next(self._stages)
+        except StopIteration as end:
+            self.done.set_result(end.value)
+        except BaseException as error:
+            self.done.set_exception(error)
+        return None
+
+    def abandon(self) -> None:
+        """Give up what nobody waits for, or what a closing service does not begin."""
+        self._stages.close()
+        if not self.done.cancel() and not self.done.done():
+            self.done.set_exception(Stopped())
+
+
+def _single(stage: str, work: Callable[..., T], *given: Any) -> Stages[T]:
+    yield stage
+    return work(*given)

@@ -18,9 +18,10 @@ from service.output import coding
 from service.output.table import choose_format
 from service.pipeline.admission import Admission, Visit
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name
+from service.pipeline.batches import Batches
 from service.pipeline.identical import identical
 from service.pipeline.images import KeptImages
-from service.pipeline.pools import Pools
+from service.pipeline.pools import Pools, Stages
 from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select
 from service.pipeline.shared import Flights, Shared
 from service.pipeline.stopwatch import Stopwatch
@@ -52,6 +53,7 @@ class Pipeline:
         runtime: str,
         threads: int,
         map_cache_bytes: int,
+        max_batch_pixels: int,
     ) -> None:
         self.catalog = catalog
         self.limits = limits
@@ -59,6 +61,7 @@ class Pipeline:
         self.admission = admission
         self.runs = 0
         self._pools = Pools(threads, admission)
+        self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
         self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
         self.images = KeptImages(store, limits, functools.partial(self._pools.run, "store"))
@@ -153,20 +156,46 @@ class Pipeline:
             return payload
 
     async def _answer(self, job: Job, model: LoadedModel, answer: Answer) -> Payload:
-        watch = Stopwatch()
+        watch, stop = Stopwatch(), Stop()
         with self.admission.visit() as visit:
-            if job.image_id is None:
-                ready = await self._pools.run(
-                    "prepare", watch, prepare, job, model, answer.check, self.limits, watch
-                )
-                visit.take(_needed_bytes(ready))
-                values = await self._run(ready, model.run, ready.prepared.tensor, ready.layers)
-            else:
-                ready = await self._from_kept(job, model, answer, watch)
-                visit.take(_needed_bytes(ready))
-                values = await self._kept_maps(ready)
-            maps = [FeatureMap(layer, values[layer.name]) for layer in ready.layers]
-            return await self._pools.run("finish", watch, _finish, ready, maps, answer)
+            if job.image_id is not None:
+                return await self._kept_answer(job, model, answer, watch, visit)
+            if self._batches is not None:
+                return await self._batched_answer(job, model, answer, watch, visit)
+            return await self._pools.go(self._stages(job, model, answer, watch, visit, stop), watch, stop)
+
+    def _stages(
+        self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit, stop: Stop
+    ) -> Stages[Payload]:
+        """The usual request, in threads throughout."""
+        yield "prepare"
+        ready = prepare(job, model, answer.check, self.limits, watch)
+        visit.take(_needed_bytes(ready))
+        yield "run"
+        self.runs += 1
+        with watch.measure("run"):
+            values = model.run(ready.prepared.tensor, ready.layers, stop)
+        yield "finish"
+        return _finish(ready, values, answer)
+
+    async def _batched_answer(
+        self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit
+    ) -> Payload:
+        """The same, its part of the network run together with others'."""
+        ready = await self._pools.run("prepare", watch, prepare, job, model, answer.check, self.limits, watch)
+        visit.take(_needed_bytes(ready))
+        self.runs += 1
+        assert self._batches is not None
+        values = await self._batches.run(ready)
+        return await self._pools.run("finish", watch, _finish, ready, values, answer)
+
+    async def _kept_answer(
+        self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit
+    ) -> Payload:
+        ready = await self._from_kept(job, model, answer, watch)
+        visit.take(_needed_bytes(ready))
+        values = await self._kept_maps(ready)
+        return await self._pools.run("finish", watch, _finish, ready, values, answer)
 
     async def _from_kept(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Ready:
         """The same for a kept image, whose decoded picture may be at hand or under way."""
@@ -195,23 +224,18 @@ class Pipeline:
     async def _kept_step(
         self, origin: Hashable, step: Step, ready: Ready, values: Mapping[str, Array]
     ) -> Mapping[str, Array]:
-        made = await self._run(ready, ready.model.run_step, step, ready.prepared.tensor, values)
-        for name, value in made.items():
-            self._shared.keep((origin, name), value)
-        return made
-
-    async def _run(
-        self, ready: Ready, run: Callable[..., Mapping[str, Array]], *given: Any
-    ) -> Mapping[str, Array]:
-        """Run some of the network, ended as soon as nobody waits for it."""
+        """Run one segment, ended as soon as nobody waits for it."""
         self.runs += 1
         stop = Stop()
 
         def timed() -> Mapping[str, Array]:
             with ready.watch.measure("run"):
-                return run(*given, stop)
+                return ready.model.run_step(step, ready.prepared.tensor, values, stop)
 
-        return await self._pools.run("run", ready.watch, timed, stop=stop)
+        made = await self._pools.run("run", ready.watch, timed, stop=stop)
+        for name, value in made.items():
+            self._shared.keep((origin, name), value)
+        return made
 
     @asynccontextmanager
     async def _deadline(self, timeout_s: float) -> AsyncIterator[None]:
@@ -260,8 +284,9 @@ def _held_bytes(value: Source | Array) -> int:
     return int(value.nbytes) if isinstance(value, np.ndarray) else value.held_bytes
 
 
-def _finish(ready: Ready, maps: Sequence[FeatureMap], answer: Answer) -> Payload:
+def _finish(ready: Ready, values: Mapping[str, Array], answer: Answer) -> Payload:
     """Encode and, where the client takes it and it pays, compress."""
+    maps = [FeatureMap(layer, values[layer.name]) for layer in ready.layers]
     encoded, wanted, packed = answer.finish(ready, maps), ready.job.coding, None
     if wanted and not encoded.media_type.startswith("image/"):
         with ready.watch.measure("compress"):

@@ -14,7 +14,7 @@ from onnx import helper
 from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import FUSE_AFTER, PlanCache
 from service.engine.runner import Runtime, Session
-from service.errors import ShapeMismatch
+from service.errors import ModelFailed, ShapeMismatch
 from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import model as make
 from tests.builders import put, reshaping_cnn, small_cnn
@@ -170,3 +170,20 @@ def test_a_layer_that_adds_the_images_up_takes_one_image_only(tmp_path: Path) ->
     model, _ = loaded(put(tmp_path, "m", make(nodes, {"image": ["n", 3, 8, 8]}, ["mixed"], [axis])))
     with pytest.raises(ShapeMismatch, match="no batch axis"):
         model.run(np.ones((2, 3, 8, 8), np.float32), model.layers().select(["mixed"]))
+
+
+def test_warm_layers_are_ready_before_the_first_request(tmp_path: Path) -> None:
+    file = random_resnet50(tmp_path / "m" / "1" / "model.onnx")
+    layer = relus(file)[20]
+    (tmp_path / "m" / "model.toml").write_text(f'warm = ["{layer}"]\n')
+    runtime = Watched()
+    model = load("m", "1", file, tmp_path / "m", runtime, PlanCache(1 << 30))
+    compiled = len(runtime.compiled)
+    model.run(np.zeros((1, 3, 224, 224), np.float32), [model.layers().by_name[layer]])
+    assert len(runtime.compiled) == compiled
+
+
+def test_a_warm_layer_that_does_not_exist_fails_the_model(tmp_path: Path) -> None:
+    file = put(tmp_path, "m", small_cnn(), toml='warm = ["nothing"]\n')
+    with pytest.raises(ModelFailed, match="warm: no layer 'nothing'"):
+        load("m", "1", file, tmp_path / "m", Runtime(), PlanCache(1 << 20))

@@ -1,0 +1,106 @@
+"""Requests that wait for the network at the same time share a batch of what they have in common.
+
+Nobody waits for others to come: whoever finds the network free runs, and takes along what came meanwhile.
+"""
+
+import asyncio
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from service.engine.loaded import Outcome
+from service.engine.runner import Stop
+from service.pipeline.pools import Pools
+from service.pipeline.prepare import Ready
+from service.values import Array
+
+# While one batch computes, the next one's images are copied to the device.
+BATCHES_AT_ONCE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    ready: Ready
+    outcome: asyncio.Future[Mapping[str, Array]]
+
+    @property
+    def pixels(self) -> int:
+        """Of all its images as the network sees them."""
+        tensor, channels = self.ready.prepared.tensor, len(self.ready.model.recipe_at(None).mean)
+        return int(tensor.size) // channels
+
+
+class Batches:
+    """Lives on the event loop; at most `max_pixels` share a batch, one request at least."""
+
+    def __init__(self, pools: Pools, max_pixels: int) -> None:
+        self._pools = pools
+        self._max_pixels = max_pixels
+        self._waiting: dict[Hashable, list[_Waiting]] = {}
+        self._running: set[asyncio.Task[None]] = set()  # The loop itself holds tasks weakly.
+        self._free = asyncio.Semaphore(BATCHES_AT_ONCE)
+
+    async def run(self, ready: Ready) -> Mapping[str, Array]:
+        """The maps of one job.
+
+        Raises:
+            ModelFailed, ShapeMismatch: of this job; others that shared its batch are not harmed.
+        """
+        waiting = _Waiting(ready, asyncio.get_running_loop().create_future())
+        key = (ready.model.identity, ready.prepared.tensor.shape[1:])
+        self._waiting.setdefault(key, []).append(waiting)
+        running = asyncio.create_task(self._run_next(key))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return await waiting.outcome
+
+    async def _run_next(self, key: Hashable) -> None:
+        async with self._free:
+            batch = self._take(key)
+            if not batch:
+                return
+            stop = Stop()
+            for one in batch:
+                one.outcome.add_done_callback(lambda _: _stop_if_alone(batch, stop))
+            try:
+                outcomes = await self._pools.run("run", batch[0].ready.watch, _together, batch, stop)
+            except Exception as error:
+                outcomes = [error] * len(batch)
+            for one, outcome in zip(batch, outcomes, strict=True):
+                _settle(one.outcome, outcome)
+
+    def _take(self, key: Hashable) -> list[_Waiting]:
+        """Those who came first, as many as the budget allows; who has left is left out."""
+        waiting = [one for one in self._waiting.pop(key, []) if not one.outcome.done()]
+        total = 0
+
+        def fits(one: _Waiting) -> bool:
+            nonlocal total
+            total += one.pixels
+            return total <= self._max_pixels or one is waiting[0]
+
+        batch = list(takewhile(fits, waiting))
+        if rest := waiting[len(batch) :]:
+            self._waiting[key] = rest
+        return batch
+
+
+def _together(batch: Sequence[_Waiting], stop: Stop) -> Sequence[Outcome]:
+    model = batch[0].ready.model
+    with batch[0].ready.watch.measure("run"):
+        return model.run_together([(one.ready.prepared.tensor, one.ready.layers) for one in batch], stop)
+
+
+def _stop_if_alone(batch: Sequence[_Waiting], stop: Stop) -> None:
+    """One caller leaving ends nothing that another waits for."""
+    if all(one.outcome.cancelled() for one in batch):
+        stop.set()
+
+
+def _settle(future: asyncio.Future[Mapping[str, Array]], outcome: Outcome) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,142 @@
+"""Requests for different layers that share batches, on the CPU, where it can be tried for what it gives."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.app import make_pipeline
+from service.engine.runner import Session
+from service.errors import ModelFailed
+from service.pipeline.work import Pipeline
+from service.settings import Settings
+from service.values import Array, Job, Payload
+from tests.benchmarks.resnet import random_resnet50, relus
+from tests.builders import encoded, npy, photograph, put, reshaping_cnn, small_cnn
+from tests.oracles import UncutGraph
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    random_resnet50(folder / "resnet50" / "1" / "model.onnx")
+    put(folder, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    put(folder, "reshaping", reshaping_cnn())
+    return folder
+
+
+@pytest.fixture
+def pipeline(models: Path, tmp_path: Path) -> Iterator[Pipeline]:
+    settings = Settings(
+        models=(models,),
+        image_store=str(tmp_path / "s"),
+        batching="on",
+        graph_optimization="off",
+        load="lazy",
+    )
+    pipeline = make_pipeline(settings)
+    yield pipeline
+    pipeline.close()
+
+
+def tensors(count: int, *shape: int) -> list[Array]:
+    rng = np.random.default_rng(0)
+    return [rng.random((1, *shape), np.float32) for _ in range(count)]
+
+
+def jobs(model: str, layers: list[str], images: list[Array]) -> list[Job]:
+    pairs = zip(layers, images, strict=True)
+    return [Job(model, None, (), npy(image), (layer,), format="npy") for layer, image in pairs]
+
+
+def answered(pipeline: Pipeline, asked: list[Job]) -> list[Payload | BaseException]:
+    async def ask() -> list[Payload | BaseException]:
+        return await asyncio.gather(*(pipeline.extract(job) for job in asked), return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def values(payload: Payload | BaseException) -> Array:
+    assert isinstance(payload, Payload), payload
+    content = b"".join(payload.chunks)
+    return np.frombuffer(content[content.index(b"\n") + 1 :], np.float32)
+
+
+def test_different_layers_of_different_images_equal_the_uncut_graph(pipeline: Pipeline, models: Path) -> None:
+    file = models / "resnet50" / "1" / "model.onnx"
+    layers = [relus(file)[i] for i in (1, 20, 48, 33, 20, 5)]
+    images = tensors(len(layers), 3, 224, 224)
+    answers = answered(pipeline, jobs("resnet50", layers, images))
+    uncut = UncutGraph(file, sorted(set(layers)))
+    for layer, image, answer in zip(layers, images, answers, strict=True):
+        expected = uncut.run({"gpu_0/data_0": image})[layer]
+        assert np.array_equal(values(answer), expected.ravel())
+
+
+def test_what_they_have_in_common_runs_once_for_all(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    run = Session.run
+
+    def watched(self: Session, feeds: dict[str, Array], stop: object = None) -> object:
+        batches.append(max(len(value) for value in feeds.values()))
+        return run(self, feeds, stop)  # type: ignore[arg-type]
+
+    asked = jobs("small", ["stem/relu", "block2.add"] * 6, tensors(12, 3, 32, 32))
+    answered(pipeline, asked)
+    monkeypatch.setattr(Session, "run", watched)
+    answered(pipeline, asked)
+    assert max(batches) > 4
+    assert len(batches) < 2 * len(asked)
+
+
+def test_layers_that_cannot_share_a_batch_are_run_one_by_one(pipeline: Pipeline, models: Path) -> None:
+    images = tensors(5, 3, 8, 8)
+    answers = answered(pipeline, jobs("reshaping", ["vector"] * 5, images))
+    uncut = UncutGraph(models / "reshaping" / "1" / "model.onnx", ["vector"])
+    for image, answer in zip(images, answers, strict=True):
+        assert np.array_equal(values(answer), uncut.run({"image": image})["vector"].ravel())
+
+
+def test_one_that_fails_harms_none_of_the_others(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value of 7 in an image makes its run fail, alone and in a batch."""
+    run = Session.run
+
+    def poisoned(self: Session, feeds: dict[str, Array], stop: object = None) -> object:
+        if any((value == 7).any() for value in feeds.values()):
+            raise ModelFailed("the network did not run on this input")
+        return run(self, feeds, stop)  # type: ignore[arg-type]
+
+    images = tensors(6, 3, 32, 32)
+    images[2][0, 0, 0, 0] = 7
+    answered(pipeline, jobs("small", ["stem/relu"] * 6, tensors(6, 3, 32, 32)))
+    monkeypatch.setattr(Session, "run", poisoned)
+    answers = answered(pipeline, jobs("small", ["stem/relu"] * 6, images))
+    assert [isinstance(answer, ModelFailed) for answer in answers] == [i == 2 for i in range(6)]
+
+
+def test_one_caller_leaving_in_the_middle_of_a_batch_harms_nobody(pipeline: Pipeline) -> None:
+    asked = jobs("small", ["block2.add"] * 6, tensors(6, 3, 32, 32))
+
+    async def ask() -> list[Payload]:
+        await pipeline.load_all()
+        callers = [asyncio.create_task(pipeline.extract(job)) for job in asked]
+        await asyncio.sleep(0.002)
+        callers[0].cancel()
+        return await asyncio.gather(*callers[1:])
+
+    assert len(asyncio.run(ask())) == 5
+    assert (pipeline.admission.requests, pipeline.admission.held_bytes) == (0, 0)
+
+
+def test_jpegs_of_many_callers_answer_as_they_do_alone(pipeline: Pipeline) -> None:
+    pictures = [encoded(photograph(40, 50, seed=i), "JPEG", quality=90) for i in range(6)]
+    asked = [Job("small", None, (picture,), None, ("block1.relu",), format="npy") for picture in pictures]
+    together = answered(pipeline, asked)
+    alone = [answered(pipeline, [replace(job)])[0] for job in asked]
+    for one, other in zip(together, alone, strict=True):
+        assert np.array_equal(values(one), values(other))
