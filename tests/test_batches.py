@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,9 +83,9 @@ def test_what_they_have_in_common_runs_once_for_all(
     batches: list[int] = []
     run = Session.run
 
-    def watched(self: Session, feeds: dict[str, Array], stop: object = None) -> object:
+    def watched(self: Session, feeds: dict[str, Array], *given: Any, **named: Any) -> object:
         batches.append(max(len(value) for value in feeds.values()))
-        return run(self, feeds, stop)  # type: ignore[arg-type]
+        return run(self, feeds, *given, **named)
 
     asked = jobs("small", ["stem/relu", "block2.add"] * 6, tensors(12, 3, 32, 32))
     answered(pipeline, asked)
@@ -106,10 +107,10 @@ def test_one_that_fails_harms_none_of_the_others(pipeline: Pipeline, monkeypatch
     """A value of 7 in an image makes its run fail, alone and in a batch."""
     run = Session.run
 
-    def poisoned(self: Session, feeds: dict[str, Array], stop: object = None) -> object:
+    def poisoned(self: Session, feeds: dict[str, Array], *given: Any, **named: Any) -> object:
         if any((value == 7).any() for value in feeds.values()):
             raise ModelFailed("the network did not run on this input")
-        return run(self, feeds, stop)  # type: ignore[arg-type]
+        return run(self, feeds, *given, **named)
 
     images = tensors(6, 3, 32, 32)
     images[2][0, 0, 0, 0] = 7

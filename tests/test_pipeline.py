@@ -70,6 +70,15 @@ def test_one_that_is_alone_may_need_more_than_the_budget() -> None:
     assert admission.held_bytes == 0
 
 
+def test_a_thread_that_comes_too_late_holds_nothing() -> None:
+    admission = Admission(10, 100)
+    with admission.visit() as visit:
+        visit.take(10)
+    with pytest.raises(Overloaded):
+        visit.take(10)
+    assert admission.held_bytes == 0
+
+
 def test_a_thread_that_works_on_after_its_deadline_keeps_a_place(pipeline: Pipeline) -> None:
     may_end = threading.Event()
 

@@ -12,6 +12,9 @@ from service.settings import Settings
 
 # Longer than proxies keep idle connections (60 s in most), so that it is they who close them.
 KEEP_ALIVE_S = 75
+# uvloop accepts one connection a turn of its loop for each socket that listens; a busy loop turns seldom,
+# and new clients then wait for seconds to be refused. The same socket again takes the next in line.
+LISTENERS = 16
 
 
 def run(settings: Settings) -> None:
@@ -29,10 +32,11 @@ def run(settings: Settings) -> None:
         app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening, *(listening.dup() for _ in range(LISTENERS - 1))])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -66,19 +66,28 @@ class Execution:
             return session.run({name: values[name] for name in session.inputs}, stop)
         steps, found = choice.plan.steps, dict(values)
         for index, step in enumerate(steps):
-            found |= self.run_step(step, found, batch=batch, stop=stop)
+            stay = set(step.makes).difference(layers)
+            found |= self.run_step(step, found, batch=batch, stop=stop, stay=stay)
             later = set(layers).union(*(step.reads for step in steps[index + 1 :]))
             found = {name: value for name, value in found.items() if name in later}
         return found
 
-    def run_step(self, step: Step, values: Values, *, batch: int = 1, stop: Stop | None = None) -> Values:
-        """Compute what one step makes from what it reads.
+    def run_step(
+        self,
+        step: Step,
+        values: Values,
+        *,
+        batch: int = 1,
+        stop: Stop | None = None,
+        stay: Container[str] = (),
+    ) -> Values:
+        """Compute what one step makes from what it reads; what is in `stay` stays on the device.
 
         Raises:
             ModelFailed, Stopped
         """
         session = self._session(step, self._frees(step, batch > 1))
-        return session.run({name: values[name] for name in step.reads}, stop)
+        return session.run({name: values[name] for name in step.reads}, stop, stay=stay)
 
     def in_order(self, steps: Iterable[Step]) -> list[Step]:
         """Steps of several plans, each after those that it reads from."""

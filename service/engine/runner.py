@@ -5,13 +5,15 @@ The only module that imports it.
 
 import importlib.metadata
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from service.engine.memory import release_freed
 from service.errors import ConfigurationError, ModelFailed
-from service.values import Array, TensorSpec
+from service.values import TensorSpec
 
 try:
     import onnxruntime as ort
@@ -33,6 +35,8 @@ ELEMENT_TYPES = {
 ERRORS_ONLY = 3
 # What a session of hardly any weights was measured to take; weights it holds once.
 SESSION_BYTES = 150_000
+# A numpy array, or what the runtime holds on a device.
+Value = Any
 _pool_sizes: list[int] = []
 
 
@@ -69,16 +73,22 @@ class Stop:
 
 
 class Session:
-    """A compiled subgraph; `run` may be called from several threads at once."""
+    """A compiled subgraph; `run` may be called from several threads at once.
 
-    def __init__(self, session: Any, kept_bytes: int) -> None:
+    `device` is where values lie between sessions. None is the CPU, where they are numpy arrays anyway.
+    """
+
+    def __init__(self, session: Any, kept_bytes: int, device: str | None = None) -> None:
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
+        self._device = device
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.kept_bytes = kept_bytes
 
-    def run(self, feeds: Mapping[str, Array], stop: Stop | None = None) -> dict[str, Array]:
-        """Compute every output of the subgraph.
+    def run(
+        self, feeds: Mapping[str, Value], stop: Stop | None = None, *, stay: Container[str] = ()
+    ) -> dict[str, Value]:
+        """Compute every output of the subgraph; those in `stay` are left where the device has them.
 
         Raises:
             ModelFailed: the runtime could not; its text goes to the log, never to a client.
@@ -86,12 +96,31 @@ class Session:
         """
         options = stop.options() if stop else None
         try:
-            values = self._session.run(self._outputs, dict(feeds), options)
+            if self._device is None:
+                values = self._session.run(self._outputs, dict(feeds), options)
+            else:
+                values = self._run_bound(feeds, stay, self._device, options)
         except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
             if stop and stop.is_set:
                 raise Stopped from error
             raise ModelFailed("the network did not run on this input") from error
         return dict(zip(self._outputs, values, strict=True))
+
+    def _run_bound(
+        self, feeds: Mapping[str, Value], stay: Container[str], device: str, options: Any
+    ) -> Sequence[Value]:
+        """Through an IO binding: what another session left on the device is read there."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, device if name in stay else "cpu")
+        self._session.run_with_iobinding(binding, options)
+        found = zip(self._outputs, binding.get_outputs(), strict=True)
+        return [value if name in stay else value.numpy() for name, value in found]
 
 
 class Runtime:
@@ -104,12 +133,15 @@ class Runtime:
         fallback: bool = False,
         optimization: GraphOptimization = "all",
         threads: int = 1,
+        bind: bool = False,
     ) -> None:
+        """`bind` uses IO bindings on the CPU too, where they gain nothing but can be tried."""
         check_installed()
         _share_threads(threads)
         self.version: str = ort.__version__
         self.optimization = optimization
         self.provider, self._providers = _providers(provider, fallback, ort.get_available_providers())
+        self._device = self.provider if bind or self.provider != "cpu" else None
 
     def compile(self, model: bytes, folder: Path, *, weight_bytes: int = 0) -> Session:
         """Compile a serialised model whose external data, if any, lies in `folder`.
@@ -118,7 +150,7 @@ class Runtime:
             ModelFailed: an operator is unknown or the graph is not valid.
         """
         session = self._session(model, folder, self._level(self.optimization), self._providers)
-        return Session(session, kept_bytes=held_bytes(weight_bytes))
+        return Session(session, held_bytes(weight_bytes), self._device)
 
     def compile_exact(self, model: bytes, folder: Path) -> Session:
         """Compile without any optimisation, on the CPU: the yardstick of what is exact."""

@@ -90,6 +90,8 @@ class Visit:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
+        self._lock = threading.Lock()
+        self._is_over = False
         self._bytes = 0
         self._has_place = False
 
@@ -112,10 +114,14 @@ class Visit:
         """Hold more bytes.
 
         Raises:
-            Overloaded: they do not fit beside what others hold.
+            Overloaded: they do not fit beside what others hold, or the request is over, as a thread
+                that still works for it finds out.
         """
-        self._admission.take(count)
-        self._bytes += count
+        with self._lock:
+            if self._is_over:
+                raise Overloaded("nobody waits for this request any more", retry_after_s=1)
+            self._admission.take(count)
+            self._bytes += count
 
     def add(self, count: int) -> None:
         """Hold bytes that are there already."""
@@ -129,5 +135,7 @@ class Visit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.exit()
-        self._admission.add(-self._bytes)
-        self._bytes = 0
+        with self._lock:
+            self._is_over = True
+            self._admission.add(-self._bytes)
+            self._bytes = 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel
+from service.engine.memory import release_freed
 from service.engine.runner import Stop
 from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
@@ -29,6 +30,7 @@ from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.values import Array, Drawing, FeatureMap, Job, Layer, Limits, Payload, Step
 
 T = TypeVar("T")
+REST_AFTER_S = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,7 @@ class Pipeline:
         self.runtime = runtime
         self.admission = admission
         self.runs = 0
+        self._resting: asyncio.TimerHandle | None = None
         self._pools = Pools(threads, admission)
         self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
         self._answers = Flights()
@@ -152,8 +155,20 @@ class Pipeline:
                     payload = await self._answers.join(key, lambda: self._answer(job, model, answer))
             finally:
                 visit.exit()
+                self._rest()
             visit.add(payload.size)
             return payload
+
+    def _rest(self) -> None:
+        """When nobody has come for a while, give back what requests have freed."""
+        if not self.admission.requests and self._resting is None:
+            self._resting = asyncio.get_running_loop().call_later(REST_AFTER_S, self._give_back)
+
+    def _give_back(self) -> None:
+        self._resting = None
+        if not self.admission.requests:
+            task = asyncio.ensure_future(self._pools.run("load", Stopwatch(), release_freed))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _answer(self, job: Job, model: LoadedModel, answer: Answer) -> Payload:
         watch, stop = Stopwatch(), Stop()

@@ -15,7 +15,7 @@ TIMED = ("decode", "preprocess", "queue", "run", "reduce", "encode", "compress")
 
 
 # What the server holds at most for a client that takes nothing.
-PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 20
 
 
 class PiecesResponse(Response):

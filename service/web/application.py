@@ -40,7 +40,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) ->
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
     app.state.settings = settings
-    for routes in (models, features, images, operation):
+    for routes in (features, images, models, operation):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)

@@ -7,8 +7,6 @@ from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
 from service.web.visits import VISIT
 
-REPEATABLE = ("layers",)
-
 
 class Readiness:
     """Whether new work should be sent here."""
@@ -22,18 +20,6 @@ class Readiness:
         """
         if not self.ready:
             raise NotReady("models are still loading; list_models shows which", retry_after_s=1)
-
-
-async def refuse_repeated(request: Request) -> None:
-    """A parameter with one value is given once. Not async, it would take a thread of its own.
-
-    Raises:
-        InvalidParameter
-    """
-    given = request.query_params
-    for name in given:
-        if name not in REPEATABLE and len(given.getlist(name)) > 1:
-            raise InvalidParameter(f"{name[:100]} is given more than once", parameter=name[:100])
 
 
 async def refuse_parameters(request: Request) -> None:

@@ -4,15 +4,16 @@ Plain ASGI.
 """
 
 import asyncio
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, DeadlineExceeded, MalformedRequest, UnsupportedBody
+from service.errors import BodyTooLarge, DeadlineExceeded, MalformedRequest, Overloaded, UnsupportedBody
 from service.pipeline.admission import Admission, Visit
 from service.values import Limits
+from service.web.problems import problem
 
 WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 # A client that still sends reads the refusal of a body only afterwards.
@@ -35,35 +36,84 @@ class Visits:
             return
         with self._admission.visit() as visit:
             scope[VISIT] = visit
-            body = _Body(scope, receive, visit, self._admission, self._limits)
+            body = _Body(scope, receive, visit, self._limits)
             await self._serve(scope, send, body)
 
     async def _serve(self, scope: Scope, send: Send, body: "_Body") -> None:
-        answer = _Answer(send, body, self._limits.stall_s)
+        answer = _Answer(send, body)
+        try:
+            if not body.complete:
+                self._admission.check()
+            await self._work(scope, body, answer)
+        except (Overloaded, DeadlineExceeded) as error:
+            # Not by the application: refusing has to be cheap when everybody comes.
+            await problem(Request(scope), error)(scope, body.receive, answer.send)
+
+    async def _work(self, scope: Scope, body: "_Body", answer: "_Answer") -> None:
         work = asyncio.ensure_future(self._app(scope, body.receive, answer.send))
         watch = asyncio.create_task(body.until_left())
         watch.add_done_callback(lambda _: work.cancel())
+        patience = body.patience = answer.patience = _Patience(self._limits.stall_s, work)
         try:
             await work
         except asyncio.CancelledError as error:
-            if watch.done() and not watch.cancelled():
+            if patience.is_over and not answer.has_begun:
+                detail = f"nothing of the body arrived for {self._limits.stall_s:g} seconds"
+                raise DeadlineExceeded(detail, limit=self._limits.stall_s) from error
+            if patience.is_over or (watch.done() and not watch.cancelled()):
                 raise ClientDisconnect from error
             raise
         finally:
             work.cancel()
             watch.cancel()
+            patience.end()
+
+
+class _Patience:
+    """Ends the work for a client that sends or takes nothing for too long; one timer serves all its parts."""
+
+    def __init__(self, stall_s: float, work: asyncio.Future[None]) -> None:
+        self.is_over = False
+        self._stall_s = stall_s
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._stall_s, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._since = None
+
+    def end(self) -> None:
+        """The request is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None:
+            return
+        left = self._since + self._stall_s - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self.is_over = True
+            self._work.cancel()
 
 
 class _Body:
     """What arrives: refused over the limit, by its announced length or while it is still arriving."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, visit: Visit, admission: Admission, limits: Limits
-    ) -> None:
+    patience: AbstractContextManager[None] = nullcontext()
+
+    def __init__(self, scope: Scope, receive: Receive, visit: Visit, limits: Limits) -> None:
         self._receive = receive
         self._headers = Headers(scope=scope)
         self._visit = visit
-        self._admission = admission
         self._limits = limits
         self._arrived = 0
         self._read = asyncio.Event()
@@ -75,10 +125,15 @@ class _Body:
         return self._read.is_set()
 
     @property
-    def is_short(self) -> bool:
-        """Whether the client told a length within the limit."""
+    def will_come(self) -> bool:
+        """Whether the rest is sent for sure and is short, so that the connection can be used again."""
         length = self._headers.get("content-length", "")
-        return length.isdigit() and int(length) <= self._limits.body_bytes
+        return not self._is_held_back and length.isdigit() and int(length) <= self._limits.body_bytes
+
+    @property
+    def _is_held_back(self) -> bool:
+        """Whether the client sends nothing before it is told to (RFC 9110, 10.1.1)."""
+        return self._arrived == 0 and "expect" in self._headers
 
     def _finish_if(self, complete: bool) -> None:
         if complete:
@@ -90,12 +145,8 @@ class _Body:
             return {"type": "http.request", "body": b"", "more_body": False}
         if self._arrived == 0:
             self._check_headers()
-        try:
-            async with asyncio.timeout(self._limits.stall_s):
-                message = await self._receive()
-        except TimeoutError as error:
-            detail = f"nothing of the body arrived for {self._limits.stall_s:g} seconds"
-            raise DeadlineExceeded(detail, limit=self._limits.stall_s) from error
+        with self.patience:
+            message = await self._receive()
         size = len(message.get("body", b""))
         self._arrived += size
         if self._arrived > self._limits.body_bytes:
@@ -112,6 +163,8 @@ class _Body:
 
     async def drain(self) -> None:
         """Read and drop what still comes, for a while."""
+        if self._is_held_back:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_DRAIN_S):
                 while not self.complete:
@@ -127,7 +180,6 @@ class _Body:
             raise self._too_large(int(length))
         if self._headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedBody("a request's body is taken as it is: send it without Content-Encoding")
-        self._admission.check()
 
     def _too_large(self, actual: int) -> BodyTooLarge:
         return BodyTooLarge(
@@ -140,21 +192,22 @@ class _Body:
 class _Answer:
     """What is sent: each part within a time, and after a refusal what the client still sends is read."""
 
-    def __init__(self, send: Send, body: _Body, max_stall_s: float) -> None:
+    patience: AbstractContextManager[None] = nullcontext()
+
+    def __init__(self, send: Send, body: _Body) -> None:
         self._send = send
         self._body = body
-        self._max_stall_s = max_stall_s
+        self.has_begun = False
 
     async def send(self, message: Message) -> None:
         """One part; a client that takes nothing for too long is given up."""
-        if message["type"] == "http.response.start" and not (self._body.complete or self._body.is_short):
-            MutableHeaders(scope=message)["Connection"] = "close"
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            if not (self._body.complete or self._body.will_come):
+                MutableHeaders(scope=message)["Connection"] = "close"
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        try:
-            async with asyncio.timeout(self._max_stall_s):
-                await self._send({**message, "more_body": True} if last else message)
-        except TimeoutError as error:
-            raise ClientDisconnect from error
+        with self.patience:
+            await self._send({**message, "more_body": True} if last else message)
         if last:
             await self._body.drain()
             await self._send({"type": "http.response.body", "body": b""})

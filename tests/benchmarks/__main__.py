@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks import early, encodings
+from tests.benchmarks import early, encodings, fifty
 from tests.servers import serving
 
 POSITIONS = {"early (2nd ReLU)": 1, "middle (21st ReLU)": 20, "deep (last ReLU)": -1}
@@ -16,6 +16,8 @@ def main() -> None:
         for name, position in POSITIONS.items():
             row = early.measure(Path(scratch), position)
             print(name, "  ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)
+        for key, value in fifty.measure(Path(scratch)).items():
+            print(f"fifty layers: {key} {value:.3f}", flush=True)
         for line in encodings.measure(Path(scratch)):
             print(line, flush=True)
     start = time.perf_counter()

@@ -172,6 +172,19 @@ def test_a_layer_that_adds_the_images_up_takes_one_image_only(tmp_path: Path) ->
         model.run(np.ones((2, 3, 8, 8), np.float32), model.layers().select(["mixed"]))
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_values_left_on_the_device_are_what_they_would_be_on_the_host(resnet50: Path, images: int) -> None:
+    """Through IO bindings, whose device is the CPU here."""
+    bound = load("m", "1", resnet50, resnet50.parent, Runtime(bind=True), PlanCache(1 << 30))
+    plain, _ = loaded(resnet50)
+    x = np.random.default_rng(0).random((images, 3, 224, 224), np.float32)
+    layers = plain.layers().select([relus(resnet50)[i] for i in (3, 30, -1)])
+    found, expected = bound.run(x, layers), plain.run(x, layers)
+    for layer in layers:
+        assert isinstance(found[layer.name], np.ndarray)
+        assert np.array_equal(found[layer.name], expected[layer.name])
+
+
 def test_warm_layers_are_ready_before_the_first_request(tmp_path: Path) -> None:
     file = random_resnet50(tmp_path / "m" / "1" / "model.onnx")
     layer = relus(file)[20]

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def slow_cnn() -> object:
     names = ["image", *(f"map{i}" for i in range(79)), "last"]
     nodes = [
         helper.make_node("Conv", [before, "first" if before == "image" else "again"], [after], pads=[2] * 4)
-        for before, after in zip(names, names[1:], strict=False)
+        for before, after in pairwise(names)
     ]
     weights = [weight("first", 32, 3, 5, 5), weight("again", 32, 32, 5, 5)]
     return model(nodes, {"image": ["n", 3, "h", "w"]}, ["last"], weights)
@@ -179,7 +180,7 @@ def test_a_full_service_refuses_at_once_and_tells_when_to_come_back(service: Run
 
 
 def test_a_refused_body_is_read_so_far_that_the_client_reads_the_refusal(service: Running) -> None:
-    """One that is announced too long, and one that never tells, each sent by a client that first sends all."""
+    """One announced too long, and one that never tells, by clients that send all before they read."""
     chunked = b"Transfer-Encoding: chunked\r\n\r\n" + (b"%x\r\n" % 65536 + bytes(65536) + b"\r\n") * 48
     for head in (b"Content-Length: 3000000\r\n\r\n" + bytes(3_000_000), chunked + b"0\r\n\r\n"):
         with service.connect() as client:
@@ -188,6 +189,16 @@ def test_a_refused_body_is_read_so_far_that_the_client_reads_the_refusal(service
             assert (status, problem["code"]) == (413, "body-too-large")
             assert answer.headers["Connection"] == "close"
     service.until_idle()
+
+
+def test_a_client_that_asks_before_it_sends_is_refused_without_waiting_for_its_body(service: Running) -> None:
+    with service.connect() as client:
+        client.settimeout(3)
+        head = f"POST {SLOW} HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\nExpect: 100-continue\r\n\r\n"
+        client.sendall(head.encode())
+        status, problem, answer = answer_to(client)
+        assert (status, problem["code"], answer.headers["Connection"]) == (413, "body-too-large", "close")
+        assert client.recv(1) == b""
 
 
 def test_after_a_refusal_the_connection_is_used_again(service: Running, image: bytes) -> None:

@@ -2,19 +2,20 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.output.table import FORMATS
 from service.web.answers import payload_response
 from service.web.bodies import read_job
-from service.web.door import pipeline_of, refuse_repeated, visit_of
+from service.web.door import pipeline_of, visit_of
+from service.web.parameters import asked, parameters
 from service.web.problems import responses
 from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
 from service.web.routes.models import ModelName
 from service.web.schemas import FeaturesAsJson, Statistics
 
-router = APIRouter(prefix="/v1/models", tags=["feature maps"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(prefix="/v1/models", tags=["feature maps"])
 BINARY = {"type": "string", "format": "binary"}
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -54,10 +55,10 @@ ARRAYS = {"content": {f.media_type: {"schema": BINARY} for f in FORMATS.values()
     operation_id="extract_features",
     response_class=Response,
     responses=responses(None, *REFUSALS) | {200: {"description": "The maps as arrays", **ARRAYS}},
-    openapi_extra=IMAGE_BODY,
+    openapi_extra=IMAGE_BODY | {"parameters": parameters(FeaturesQuery)},
 )
 async def extract_features(
-    model: ModelName, query: Annotated[FeaturesQuery, Query()], request: Request
+    model: ModelName, query: Annotated[FeaturesQuery, Depends(asked(FeaturesQuery))], request: Request
 ) -> Response:
     """Any layers' feature maps as arrays, with exactly the axes of the uncut graph."""
     pipeline = pipeline_of(request)
@@ -69,10 +70,10 @@ async def extract_features(
     "/{model}/features/json",
     operation_id="extract_features_json",
     responses=responses(FeaturesAsJson, *REFUSALS),
-    openapi_extra=IMAGE_BODY,
+    openapi_extra=IMAGE_BODY | {"parameters": parameters(JsonFeaturesQuery)},
 )
 async def extract_features_json(
-    model: ModelName, query: Annotated[JsonFeaturesQuery, Query()], request: Request
+    model: ModelName, query: Annotated[JsonFeaturesQuery, Depends(asked(JsonFeaturesQuery))], request: Request
 ) -> Response:
     """Small feature maps as JSON numbers; capped, since numbers as text are long and slow."""
     pipeline = pipeline_of(request)
@@ -84,10 +85,10 @@ async def extract_features_json(
     "/{model}/statistics",
     operation_id="describe_features",
     responses=responses(Statistics, *REFUSALS),
-    openapi_extra=IMAGE_BODY,
+    openapi_extra=IMAGE_BODY | {"parameters": parameters(StatisticsQuery)},
 )
 async def describe_features(
-    model: ModelName, query: Annotated[StatisticsQuery, Query()], request: Request
+    model: ModelName, query: Annotated[StatisticsQuery, Depends(asked(StatisticsQuery))], request: Request
 ) -> Response:
     """Minimum, maximum, mean, deviation, sparsity and dead channels of each layer."""
     pipeline = pipeline_of(request)
@@ -100,10 +101,10 @@ async def describe_features(
     operation_id="render_features",
     response_class=Response,
     responses=responses(None, *REFUSALS) | {200: {"description": "The map as a picture", **PICTURES}},
-    openapi_extra=IMAGE_BODY,
+    openapi_extra=IMAGE_BODY | {"parameters": parameters(RenderQuery)},
 )
 async def render_features(
-    model: ModelName, query: Annotated[RenderQuery, Query()], request: Request
+    model: ModelName, query: Annotated[RenderQuery, Depends(asked(RenderQuery))], request: Request
 ) -> Response:
     """One layer's feature map of one image, drawn."""
     pipeline = pipeline_of(request)

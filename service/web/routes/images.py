@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
 from service.pipeline.admission import Visit
@@ -13,13 +13,14 @@ from service.values import Job, Payload
 from service.web import etags
 from service.web.answers import json_response, model_headers, payload_response, pieces_response
 from service.web.bodies import job_of, read_image
-from service.web.door import pipeline_of, refuse_parameters, refuse_repeated, visit_of
+from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.parameters import asked, parameters
 from service.web.problems import responses
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
 from service.web.routes.features import ARRAYS, BINARY, PICTURES
 from service.web.schemas import ImageDescription, Statistics, image_description
 
-router = APIRouter(prefix="/v1/images", tags=["images"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(prefix="/v1/images", tags=["images"])
 ImageId = Annotated[
     str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image's bytes, 64 hex digits")
 ]
@@ -94,9 +95,12 @@ async def delete_image(image_id: ImageId, request: Request) -> Response:
     operation_id="get_image_features",
     response_class=Response,
     responses=responses(None, *REFUSALS) | {200: {"description": "The maps as arrays", **ARRAYS}},
+    openapi_extra={"parameters": parameters(KeptFeaturesQuery)},
 )
 async def get_image_features(
-    image_id: ImageId, query: Annotated[KeptFeaturesQuery, Query()], request: Request
+    image_id: ImageId,
+    query: Annotated[KeptFeaturesQuery, Depends(asked(KeptFeaturesQuery))],
+    request: Request,
 ) -> Response:
     """As `extract_features`, under one URL; Accept is ignored."""
     return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
@@ -107,9 +111,10 @@ async def get_image_features(
     operation_id="get_image_picture",
     response_class=Response,
     responses=responses(None, *REFUSALS) | {200: {"description": "The map as a picture", **PICTURES}},
+    openapi_extra={"parameters": parameters(KeptRenderQuery)},
 )
 async def get_image_picture(
-    image_id: ImageId, query: Annotated[KeptRenderQuery, Query()], request: Request
+    image_id: ImageId, query: Annotated[KeptRenderQuery, Depends(asked(KeptRenderQuery))], request: Request
 ) -> Response:
     """As `render_features`, under one URL: for `<img src>`."""
     return await _answer(
@@ -118,10 +123,15 @@ async def get_image_picture(
 
 
 @router.get(
-    "/{image_id}/statistics", operation_id="get_image_statistics", responses=responses(Statistics, *REFUSALS)
+    "/{image_id}/statistics",
+    operation_id="get_image_statistics",
+    responses=responses(Statistics, *REFUSALS),
+    openapi_extra={"parameters": parameters(KeptStatisticsQuery)},
 )
 async def get_image_statistics(
-    image_id: ImageId, query: Annotated[KeptStatisticsQuery, Query()], request: Request
+    image_id: ImageId,
+    query: Annotated[KeptStatisticsQuery, Depends(asked(KeptStatisticsQuery))],
+    request: Request,
 ) -> Response:
     """As `describe_features`, under one URL."""
     return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.describe(job, visit))

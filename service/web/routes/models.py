@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
 from service.pipeline.filters import encode_filters
 from service.web import etags
 from service.web.answers import json_response, long_json_response, model_headers, pieces_response
-from service.web.door import pipeline_of, refuse_parameters, refuse_repeated
+from service.web.door import pipeline_of, refuse_parameters
+from service.web.parameters import asked, parameters
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
 from service.web.schemas import (
@@ -21,7 +22,7 @@ from service.web.schemas import (
 )
 
 BINARY = {"type": "string", "format": "binary"}
-router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(prefix="/v1/models", tags=["models"])
 ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
 
 
@@ -37,15 +38,29 @@ async def list_models(request: Request) -> Response:
     return json_response({"models": [model_summary(entry.summary()) for entry in entries]})
 
 
-@router.get("/{model}", operation_id="get_model", responses=responses(ModelDescription, 404, 503))
-async def get_model(model: ModelName, query: Annotated[VersionQuery, Query()], request: Request) -> Response:
+@router.get(
+    "/{model}",
+    operation_id="get_model",
+    responses=responses(ModelDescription, 404, 503),
+    openapi_extra={"parameters": parameters(VersionQuery)},
+)
+async def get_model(
+    model: ModelName, query: Annotated[VersionQuery, Depends(asked(VersionQuery))], request: Request
+) -> Response:
     """Inputs, preprocessing, labels, licence, digests and stages of one version of a model."""
     loaded = await pipeline_of(request).model(model, query.version)
     return json_response(model_description(loaded), loaded.identity)
 
 
-@router.get("/{model}/layers", operation_id="list_layers", responses=responses(LayerList, 404, 422, 503))
-async def list_layers(model: ModelName, query: Annotated[LayersQuery, Query()], request: Request) -> Response:
+@router.get(
+    "/{model}/layers",
+    operation_id="list_layers",
+    responses=responses(LayerList, 404, 422, 503),
+    openapi_extra={"parameters": parameters(LayersQuery)},
+)
+async def list_layers(
+    model: ModelName, query: Annotated[LayersQuery, Depends(asked(LayersQuery))], request: Request
+) -> Response:
     """The layers selected, with shape, reduction, receptive field and cost: the dry run of a request."""
     pipeline = pipeline_of(request)
     selected = await pipeline.layers(model, query.version, query.layers, sides(query.size))
@@ -61,9 +76,10 @@ async def list_layers(model: ModelName, query: Annotated[LayersQuery, Query()], 
     response_class=Response,
     responses=responses(None, 404, 422, 503)
     | {200: {"description": "The weights", "content": {"application/x-npz": {"schema": BINARY}}}},
+    openapi_extra={"parameters": parameters(FiltersQuery)},
 )
 async def get_filters(
-    model: ModelName, query: Annotated[FiltersQuery, Query()], request: Request
+    model: ModelName, query: Annotated[FiltersQuery, Depends(asked(FiltersQuery))], request: Request
 ) -> Response:
     """The weights of the convolution that made a layer, as arrays or drawn."""
     pipeline = pipeline_of(request)
