@@ -24,10 +24,14 @@ Examples = tuple[Sequence[Values], Values]
 
 @dataclass(frozen=True)
 class _Choice:
-    """The two ways to compute some layers; `fused` is None where one segment does it."""
+    """The two ways to compute some layers; `fused` is None where one segment does it.
+
+    `bytes` are those of the weights that the fused session would hold: counting them takes milliseconds.
+    """
 
     plan: Plan
     fused: Step | None
+    bytes: int
 
 
 class Execution:
@@ -62,7 +66,7 @@ class Execution:
             Stopped: `stop` was set meanwhile.
         """
         choice = self._choice(layers)
-        if (session := self._fused(choice.fused, batch > 1)) is not None:
+        if (session := self._fused(choice, batch > 1)) is not None:
             return session.run({name: values[name] for name in session.inputs}, stop)
         steps, found = choice.plan.steps, dict(values)
         for index, step in enumerate(steps):
@@ -115,7 +119,7 @@ class Execution:
         """
         step = self._choice(layers).fused
         if step is not None:
-            build = partial(self._compile, step, free=False)
+            build = partial(self._compile, step, free=False, arena=True)
             session = self._plans.get((self._owner, step, False), build)
             session.run({name: feeds[name] for name in session.inputs})
 
@@ -165,15 +169,17 @@ class Execution:
 
     def _choose(self, layers: tuple[str, ...]) -> _Choice:
         plan, fused = self._segments.plan(layers), self._segments.fused(layers)
-        return _Choice(plan, None if plan.steps == (fused,) else fused)
+        if plan.steps == (fused,):
+            return _Choice(plan, None, 0)
+        return _Choice(plan, fused, self._bytes_of(fused))
 
-    def _fused(self, step: Step | None, batch: bool) -> Session | None:
+    def _fused(self, choice: _Choice, batch: bool) -> Session | None:
         """The session from the input to some layers, where it exists or is worth building."""
-        if step is None:
+        if (step := choice.fused) is None:
             return None
         free = self._frees(step, batch)
         key = (self._owner, step, free)
-        return self._plans.fused(key, lambda: self._compile(step, free), self._bytes_of(step))
+        return self._plans.fused(key, partial(self._compile, step, free, arena=True), choice.bytes)
 
     def _session(self, step: Step, free: bool) -> Session:
         return self._plans.get(
@@ -185,9 +191,10 @@ class Execution:
     def _frees(self, step: Step, batch: bool) -> bool:
         return batch and not self._fixed_batch.isdisjoint(step.reads)
 
-    def _compile(self, step: Step, free: bool) -> Session:
+    def _compile(self, step: Step, free: bool, arena: bool = False) -> Session:
         model = self._graph.cut(step.makes, self._given(step), free_batch=free)
-        return self._runtime.compile(model, self._graph.folder, weight_bytes=self._bytes_of(step))
+        weights = self._bytes_of(step)
+        return self._runtime.compile(model, self._graph.folder, weight_bytes=weights, arena=arena)
 
     def _bytes_of(self, step: Step) -> int:
         """Bytes of the weights that a step holds."""

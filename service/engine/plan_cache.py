@@ -7,6 +7,7 @@ of layers and save the few percent that segments cost; they are built in the bac
 sets that are asked again and again.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -24,7 +25,7 @@ VARIANTS_SHARE = 16
 FUSE_AFTER = 8
 ASKED_KEPT = 4096
 # The background thread gives way to whoever answers a request.
-BACKGROUND_NICE = 10
+BACKGROUND_NICE = 4
 log = logging.getLogger("featuremaps.plans")
 
 
@@ -132,4 +133,6 @@ def _bytes_of(session: Session) -> int:
 
 
 def _give_way() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)
+    # Threads have priorities of their own on Linux only.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)

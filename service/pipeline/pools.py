@@ -14,7 +14,9 @@ from service.pipeline.stopwatch import Stopwatch
 T = TypeVar("T")
 # Work that yields the name of the stage that each of its parts belongs to, before that part.
 Stages = Generator[str, None, T]
-STAGES = ("load", "store", "prepare", "run", "finish")
+# `read` is for what takes no time worth telling, such as finding the layers that some words mean: it must
+# not wait for those who decode, run and encode.
+STAGES = ("load", "store", "read", "prepare", "run", "finish")
 
 
 class Pools:
@@ -41,9 +43,9 @@ class Pools:
     async def go(self, stages: Stages[T], watch: Stopwatch, stop: Stop | None = None) -> T:
         """Run stage after stage; the time until each begins counts as queue.
 
-        Where nobody waits, one thread does all of them: its caches are warm. What nobody waits for any
-        more is not begun, and `stop` ends what has begun. A thread that works on all the same takes a
-        place among the requests until it ends.
+        One thread does all of them where the next one is free: its caches are warm, and work that is
+        begun ends soonest. What nobody waits for any more is not begun, and `stop` ends what has begun.
+        A thread that works on all the same takes a place among the requests until it ends.
         """
         job = _Job(stages, watch)
         self._submit(next(stages), job)
@@ -70,7 +72,7 @@ class Pools:
         with self._slots[stage]:
             job.watch.add("queue", time.perf_counter() - asked)
             following = job.part()
-        while following is not None and self._goes_on(stage, following):
+        while following is not None and self._goes_on(following):
             stage = following
             try:
                 following = job.part()
@@ -79,10 +81,10 @@ class Pools:
         if following is not None:
             self._submit(following, job)
 
-    def _goes_on(self, stage: str, following: str) -> bool:
-        """Whether this thread may do the next stage's part: nobody waits for either."""
+    def _goes_on(self, following: str) -> bool:
+        """Whether this thread may do the next stage's part: it is free, and nobody waits for it."""
         with self._lock:
-            if self._waiting[stage] or self._waiting[following]:
+            if self._waiting[following]:
                 return False
         return self._slots[following].acquire(blocking=False)
 

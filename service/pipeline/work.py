@@ -136,8 +136,8 @@ class Pipeline:
         return await self._work(job, answer, visit, "statistics")
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """Run what would hold up the event loop, such as parsing a long body, in a thread of prepare's."""
-        return await self._pools.run("prepare", Stopwatch(), work, *given)
+        """Run what would hold up the event loop, such as parsing a long body, in a thread."""
+        return await self._pools.run("read", Stopwatch(), work, *given)
 
     async def _work(self, job: Job, answer: Answer, visit: Visit | None, kind: Hashable) -> Payload:
         """The answer, computed once for all who ask the same at the same time.
@@ -215,14 +215,14 @@ class Pipeline:
     async def _from_kept(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Ready:
         """The same for a kept image, whose decoded picture may be at hand or under way."""
         chosen = functools.partial(select, job, model, answer.check, self.limits, size=job.size, images=1)
-        layers = await self._pools.run("prepare", watch, chosen)
+        layers = await self._pools.run("read", watch, chosen)
 
         async def decoded() -> Source:
             whole = replace(job, images=(await self.images.body(job.owner, job.image_id or ""),))
             return await self._pools.run("prepare", watch, decode_all, whole, model, self.limits, watch)
 
         source = await self._shared.get((_origin(job, model), "source"), decoded)
-        return await self._pools.run("prepare", watch, place, job, model, layers, source, answer.check, watch)
+        return await self._pools.run("read", watch, place, job, model, layers, source, answer.check, watch)
 
     async def _kept_maps(self, ready: Ready) -> Mapping[str, Array]:
         """Go on from the maps of the same image that are at hand or under way, segment after segment."""

@@ -28,9 +28,9 @@ class Watched(Runtime):
         super().__init__(optimization=optimization)
         self.compiled: list[bytes] = []
 
-    def compile(self, model: bytes, folder: Path, *, weight_bytes: int = 0) -> Session:
+    def compile(self, model: bytes, folder: Path, **given: Any) -> Session:
         self.compiled.append(model)
-        return super().compile(model, folder, weight_bytes=weight_bytes)
+        return super().compile(model, folder, **given)
 
 
 class AtOnce(Executor):
