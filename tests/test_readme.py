@@ -78,6 +78,7 @@ def test_every_dependency_has_its_reason() -> None:
         *project["optional-dependencies"]["cpu"],
         *project["optional-dependencies"]["arrow"],
         *project["optional-dependencies"]["bench"],
+        *project["optional-dependencies"]["tracing"],
     ]
     names = sorted(re.split(r"[>=<; \[]", requirement)[0] for requirement in wanted)
     assert [row[0].strip("`") for row in rows("Dependencies")] == names
