@@ -61,7 +61,12 @@ def _batches(settings: Settings, runtime: Runtime) -> bool:
 
 def make_app(settings: Settings) -> FastAPI:
     """The whole service as an ASGI application."""
-    return build(make_pipeline(settings), eager=settings.load == "eager", settings=shown(settings))
+    return build(
+        make_pipeline(settings),
+        eager=settings.load == "eager",
+        settings=shown(settings),
+        allow_admin=settings.allow_admin,
+    )
 
 
 def model_paths(settings: Settings) -> tuple[Path, ...]:

@@ -39,6 +39,10 @@ class MalformedRequest(RequestError):
     code, title = "malformed-request", "The request cannot be parsed"
 
 
+class Forbidden(RequestError):
+    code, title = "forbidden", "This is not allowed here"
+
+
 class RouteNotFound(RequestError):
     code, title = "not-found", "There is nothing at this address"
 

@@ -97,6 +97,9 @@ class Settings(BaseModel):
     max_timeout_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Longest deadline of a request, seconds"
     )
+    allow_admin: bool = Field(
+        False, description="Whether models may be loaded, unloaded and uploaded over HTTP"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
 
 

@@ -1,10 +1,11 @@
 """Which models and versions exist, which are loaded, and loading one exactly once."""
 
+import contextlib
 import functools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from service.errors import (
     ModelError,
     ModelFailed,
     ModelNotFound,
+    NotReady,
     ServiceError,
     VersionNotFound,
 )
@@ -25,6 +27,9 @@ Load = Callable[[str, str, Path, Path], LoadedModel]
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VERSION_NAME = re.compile(r"[0-9]{1,18}")
 MODEL_FILE = "model.onnx"
+# Name, time of the last change and size of every file that a version is made of.
+Stamp = tuple[tuple[str, int, int], ...]
+WITHDRAWN = "it was unloaded, and serves nothing until it is loaded again"
 log = logging.getLogger("featuremaps.catalog")
 
 
@@ -46,6 +51,7 @@ class Version:
         self.version = version
         self.state: State = "unloaded"
         self.reason: str | None = None
+        self._stamp = _stamp(file, folder)
         self._load = functools.partial(load, name, version, file, folder)
         self._lock = threading.Lock()
         self._loading: Future[LoadedModel] | None = None
@@ -67,6 +73,10 @@ class Version:
         """The model where it is ready, without loading it."""
         loading = self._loading
         return loading.result() if loading and self.state == "ready" else None
+
+    def is_as(self, other: "Version") -> bool:
+        """Whether both are of the same files, as far as names, times and sizes tell."""
+        return (self.version, self._stamp) == (other.version, other._stamp)
 
     def fail(self, reason: str) -> None:
         """Mark as failed before anything was read."""
@@ -94,19 +104,24 @@ class Version:
 
 
 class Entry:
-    """A model with its versions, highest first."""
+    """A model with its versions, highest first; one that is `withdrawn` serves none until it is loaded."""
 
-    def __init__(self, name: str, versions: Iterable[Version], reason: str | None = None) -> None:
+    def __init__(
+        self, name: str, versions: Iterable[Version], reason: str | None = None, *, withdrawn: bool = False
+    ) -> None:
         self.name = name
         self.versions = sorted(versions, key=lambda version: int(version.version), reverse=True)
         self.reason = reason
+        self._withdrawn = withdrawn
 
     def default(self) -> LoadedModel:
         """The highest version that loads.
 
         Raises:
             ModelFailed: none does; the reason is the highest's.
+            NotReady: it was unloaded.
         """
+        self._check()
         for version in self.versions:
             try:
                 return version.get()
@@ -119,7 +134,9 @@ class Entry:
 
         Raises:
             VersionNotFound, ModelFailed
+            NotReady: the model was unloaded.
         """
+        self._check()
         for version in self.versions:
             if version.version == number:
                 try:
@@ -134,7 +151,12 @@ class Entry:
         )
 
     def peek(self, number: str | None) -> LoadedModel | None:
-        """The model where its version is ready, so that nobody waits in vain for a thread."""
+        """The model where its version is ready, so that nobody waits in vain for a thread.
+
+        Raises:
+            NotReady: it was unloaded.
+        """
+        self._check()
         for version in self.versions:
             if number in (None, version.version) and version.state != "failed":
                 return version.peek()
@@ -142,11 +164,26 @@ class Entry:
 
     def summary(self) -> Summary:
         """State and default version: of the highest that did not fail."""
-        alive = next((v for v in self.versions if v.state != "failed"), None)
         numbers = tuple(version.version for version in reversed(self.versions))
+        if self._withdrawn:
+            return Summary(self.name, numbers, None, "unloaded", WITHDRAWN)
+        alive = next((v for v in self.versions if v.state != "failed"), None)
         if alive is None:
             return Summary(self.name, numbers, None, "failed", self._failure())
         return Summary(self.name, numbers, alive.version, alive.state, self._failed_versions())
+
+    def keep_unchanged(self, before: "Entry") -> None:
+        """Take over from an older entry the versions of the same files that did not fail."""
+        alive = [version for version in before.versions if version.state != "failed"]
+        self.versions = [next((v for v in alive if v.is_as(new)), new) for new in self.versions]
+
+    def loaded(self) -> Sequence[LoadedModel]:
+        """Every version that is in memory."""
+        return [model for version in self.versions if (model := version.peek()) is not None]
+
+    def _check(self) -> None:
+        if self._withdrawn:
+            raise NotReady(f"model {self.name!r}: {WITHDRAWN}")
 
     def _failure(self) -> str:
         return self.reason or next((v.reason for v in self.versions if v.reason), None) or "no version"
@@ -160,8 +197,12 @@ class Catalog:
     """All models of all repositories, by name. Scanning reads names only; nothing is loaded by it."""
 
     def __init__(self, paths: Iterable[Path], load: Load) -> None:
+        self._paths = tuple(paths)
+        self._load = load
+        self._changing = threading.Lock()
+        # Replaced as a whole: others iterate over it meanwhile.
         self._entries: dict[str, Entry] = {}
-        for path in paths:
+        for path in self._paths:
             for entry in _scan(path, load):
                 if entry.name in self._entries:
                     raise ConfigurationError(f"two of the given paths hold a model named {entry.name!r}")
@@ -179,29 +220,88 @@ class Catalog:
             ModelNotFound
         """
         if (entry := self._entries.get(name)) is None:
-            names = sorted(self._entries)
-            raise ModelNotFound(
-                f"no model {name!r}; there are: {', '.join(names[:20]) or 'none'} (list_models shows all)",
-                suggestions=names[:20],
-            )
+            raise self._not_found(name)
         return entry
 
     def get(self, name: str, version: str | None) -> LoadedModel:
         """The model, loading it where it is not; blocks meanwhile.
 
         Raises:
-            ModelNotFound, VersionNotFound, ModelFailed
+            ModelNotFound, VersionNotFound, ModelFailed, NotReady
         """
         entry = self.entry(name)
         return entry.default() if version is None else entry.exactly(version)
 
     def load_all(self) -> None:
         """Load the default version of every model, one after another."""
-        for entry in self._entries.values():
+        for name in self._entries:
             try:
-                entry.default()
+                self.entry(name).default()
             except ModelError:
-                log.warning("model %s failed: %s", entry.name, entry.summary().reason)
+                log.warning("model %s failed: %s", name, self.entry(name).summary().reason)
+            except NotReady:
+                log.info("model %s was unloaded before it was loaded", name)
+
+    def load(self, name: str) -> LoadedModel:
+        """Look for a model's versions anew and load its highest that loads; blocks meanwhile.
+
+        What serves goes on serving until then, and for good where nothing better loads. Versions whose
+        files have not changed stay as they are; those that failed are tried again.
+
+        Raises:
+            ModelNotFound: none of the paths holds it.
+            ModelFailed: no version of it loads.
+        """
+        with self._changing:
+            found, before = self._found(name), self._entries.get(name)
+            if found is None:
+                raise self._not_found(name)
+            if before is not None:
+                found.keep_unchanged(before)
+            try:
+                model = found.default()
+            except ModelError:
+                if before is None or not before.loaded():
+                    self._replace(found)
+                raise
+            self._replace(found)
+            return model
+
+    def unload(self, name: str) -> None:
+        """Stop serving a model and drop what is compiled of it; requests that run go on to their end.
+
+        Raises:
+            ModelNotFound
+        """
+        with self._changing:
+            self.entry(name)
+            found = self._found(name)
+            self._replace(Entry(name, found.versions if found else (), withdrawn=True))
+
+    def _found(self, name: str) -> Entry | None:
+        """A model as it lies on disk now, in the first of the paths that holds it."""
+        if MODEL_NAME.fullmatch(name):
+            for path in self._paths:
+                if path.is_file() and path.stem == name:
+                    return _single_file(path, self._load)
+                if (path / name).is_dir():
+                    return _from_folder(path / name, path.resolve(), self._load)
+        return None
+
+    def _replace(self, entry: Entry) -> None:
+        before = self._entries.get(entry.name)
+        self._entries = {**self._entries, entry.name: entry}
+        stay = {model.identity for model in entry.loaded()}
+        for model in before.loaded() if before else ():
+            if model.identity not in stay:
+                model.release()
+
+    def _not_found(self, name: str) -> ModelNotFound:
+        names = sorted(self._entries)
+        return ModelNotFound(
+            f"no model {name!r}; there are: {', '.join(names[:20]) or 'none'} (list_models shows all)",
+            suggestions=names[:20],
+        )
 
 
 def _scan(path: Path, load: Load) -> Iterable[Entry]:
@@ -235,6 +335,16 @@ def _model_file(version: Path) -> Path:
     """Triton keeps a model with external data in a folder called model.onnx."""
     file = version / MODEL_FILE
     return file / MODEL_FILE if file.is_dir() else file
+
+
+def _stamp(file: Path, folder: Path) -> Stamp:
+    beside = [*folder.iterdir(), *file.parent.iterdir()] if folder.is_dir() else [file]
+    stamps = []
+    for path in sorted(beside):
+        with contextlib.suppress(OSError):  # Somebody may be copying files at this moment.
+            state = path.stat()
+            stamps.append((str(path), state.st_mtime_ns, state.st_size))
+    return tuple(stamps)
 
 
 def _checked(name: str, versions: list[Version]) -> Entry:

@@ -123,6 +123,10 @@ class Execution:
             session = self._plans.get((self._owner, step, False), build)
             session.run({name: feeds[name] for name in session.inputs})
 
+    def release(self) -> None:
+        """Drop what is compiled of this model."""
+        self._plans.drop(self._owner)
+
     def is_separable(
         self, layers: tuple[str, ...], image_shape: tuple[int, ...], examples: Callable[[], Examples]
     ) -> bool:

@@ -228,6 +228,10 @@ class LoadedModel:
         for words in self.manifest.warm:
             self._execution.fuse(self._warm_layers([words] if isinstance(words, str) else words), feeds)
 
+    def release(self) -> None:
+        """Drop what is compiled; a run that needs it compiles it anew."""
+        self._execution.release()
+
     def _warm_layers(self, words: Sequence[str]) -> tuple[str, ...]:
         try:
             return _computed(self.layers().select(words))

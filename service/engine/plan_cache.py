@@ -97,6 +97,13 @@ class PlanCache:
         self._background.submit(self._fuse, key, build)
         return None
 
+    def drop(self, owner: Hashable) -> None:
+        """Forget everything whose key begins with this owner; what runs keeps its session until it ends."""
+        with self._lock:
+            for kept in (self._kept, self._variants):
+                for key in [key for key in kept if isinstance(key, tuple) and key[0] == owner]:
+                    del kept[key]
+
     def _fuse(self, key: Hashable, build: Build) -> None:
         try:
             session = build()

@@ -82,11 +82,27 @@ class Pipeline:
         """The model, loading it in a thread where it is not.
 
         Raises:
-            ModelNotFound, VersionNotFound, ModelFailed
+            ModelNotFound, VersionNotFound, ModelFailed, NotReady
         """
         if (ready := self.catalog.entry(name).peek(version)) is not None:
             return ready
         return await self._pools.run("load", Stopwatch(), self.catalog.get, name, version)
+
+    async def load(self, name: str) -> LoadedModel:
+        """Look for a model's versions anew and load it, in a thread.
+
+        Raises:
+            ModelNotFound, ModelFailed
+        """
+        return await self._pools.run("load", Stopwatch(), self.catalog.load, name)
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model, in a thread.
+
+        Raises:
+            ModelNotFound
+        """
+        await self._pools.run("load", Stopwatch(), self.catalog.unload, name)
 
     async def layers(
         self, name: str, version: str | None, words: Sequence[str], size: tuple[int, int] | None

@@ -12,12 +12,13 @@ from service.web import openapi, problems
 from service.web.door import Readiness
 from service.web.middleware import HeadAsGet, RequestContext
 from service.web.routes import features, images, models, operation
+from service.web.v2 import repository
 from service.web.visits import Visits
 
 DESCRIPTION = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
 
 
-def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) -> FastAPI:
+def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], allow_admin: bool) -> FastAPI:
     """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
 
     @asynccontextmanager
@@ -40,7 +41,8 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object]) ->
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
     app.state.settings = settings
-    for routes in (features, images, models, operation):
+    app.state.allow_admin = allow_admin
+    for routes in (features, images, models, operation, repository):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)

@@ -21,6 +21,7 @@ PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
+    errors.Forbidden: 403,
     errors.RouteNotFound: 404,
     errors.ModelNotFound: 404,
     errors.VersionNotFound: 404,

@@ -10,7 +10,7 @@ from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
-from service.errors import ConfigurationError, ModelFailed, ModelNotFound, VersionNotFound
+from service.errors import ConfigurationError, ModelFailed, ModelNotFound, NotReady, VersionNotFound
 from tests.builders import put, small_cnn
 
 RUNTIME, PLANS = Runtime(), PlanCache(1 << 30)
@@ -140,3 +140,78 @@ def test_an_output_that_is_no_tensor_does_not_keep_the_others_from_serving(test_
     names = [layer.name for layer in model.layers().layers]
     assert "prediction" not in names
     assert len(names) > 10
+
+
+def test_loading_finds_a_new_version_and_a_new_model(tmp_path: Path) -> None:
+    put(tmp_path, "m", small_cnn())
+    catalog = Catalog([tmp_path], load_model)
+    catalog.load_all()
+    put(tmp_path, "m", small_cnn(1, 32, 32), "2")
+    put(tmp_path, "new", small_cnn())
+    assert catalog.load("m").identity.version == "2"
+    assert catalog.load("new") is catalog.get("new", None)
+    assert sorted(catalog.entries) == ["m", "new"]
+
+
+def test_loading_tries_again_what_failed(tmp_path: Path) -> None:
+    put(tmp_path, "m", small_cnn()).write_bytes(b"not ONNX")
+    catalog = Catalog([tmp_path], load_model)
+    catalog.load_all()
+    with pytest.raises(ModelFailed):
+        catalog.load("m")
+    put(tmp_path, "m", small_cnn())
+    assert catalog.load("m").identity.name == "m"
+    assert catalog.entry("m").summary().state == "ready"
+
+
+def test_loading_keeps_a_version_of_the_same_files_and_replaces_any_other(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "m", small_cnn())
+    catalog = Catalog([tmp_path], load_model)
+    first = catalog.get("m", None)
+    assert catalog.load("m") is first
+    put(tmp_path, "m", small_cnn(1, 32, 32))
+    assert catalog.load("m").identity.digest != first.identity.digest
+
+
+def test_a_version_that_does_not_load_leaves_the_one_that_serves(tmp_path: Path) -> None:
+    put(tmp_path, "m", small_cnn())
+    catalog = Catalog([tmp_path], load_model)
+    first = catalog.get("m", None)
+    put(tmp_path, "m", small_cnn()).write_bytes(b"not ONNX")
+    with pytest.raises(ModelFailed):
+        catalog.load("m")
+    assert catalog.get("m", None) is first
+
+
+@pytest.mark.parametrize("name", ["absent", "../m", "m/1", "", "."])
+def test_what_is_in_no_repository_is_not_loaded(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "m", small_cnn())
+    with pytest.raises(ModelNotFound):
+        Catalog([tmp_path], load_model).load(name)
+
+
+def test_an_unloaded_model_serves_nothing_until_it_is_loaded(tmp_path: Path) -> None:
+    put(tmp_path, "m", small_cnn())
+    catalog = Catalog([tmp_path], load_model)
+    catalog.load_all()
+    catalog.unload("m")
+    for version in (None, "1"):
+        with pytest.raises(NotReady, match="unloaded"):
+            catalog.get("m", version)
+    assert catalog.entry("m").summary().state == "unloaded"
+    catalog.load_all()
+    catalog.load("m")
+    assert catalog.get("m", "1").identity.name == "m"
+
+
+def test_unloading_frees_what_is_compiled_of_that_model_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        put(tmp_path, name, small_cnn())
+    plans = PlanCache(1 << 30)
+    catalog = Catalog([tmp_path], lambda *given: load(*given, RUNTIME, plans))
+    catalog.load_all()
+    both = len(plans)
+    catalog.unload("one")
+    assert len(plans) == both // 2 > 0
