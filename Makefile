@@ -11,7 +11,7 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long check bench format lock clean
+.PHONY: help run install test test-all test-long check bench format lock swagger-ui clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,19 @@ lock: $(VENV)/.developing ## Write the lock files anew from pyproject.toml, keep
 	$(UV_COMPILE) --extra cpu -o requirements.lock
 	$(UV_COMPILE) --extra cuda -o requirements-cuda.lock
 	$(UV_COMPILE) --extra cpu --extra dev -o requirements-dev.lock
+
+SWAGGER_UI := 5.35.0
+SWAGGER_UI_SHA512 := U06rpMtW9V3XPGOBeamTUSr0Z09jMX4IJuANpE/EZbAhw0G8CgwrzU4YmXkn/h0wCDNsXdGarTNNHC3sU8yVUQ==
+DOCS := service/web/static/docs
+
+swagger-ui: ## Fetch the files that /docs is made of anew (needs npm)
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	npm pack --silent --pack-destination "$$dir" swagger-ui-dist@$(SWAGGER_UI) >/dev/null; \
+	test "$$(openssl dgst -sha512 -binary "$$dir"/*.tgz | openssl base64 -A)" = "$(SWAGGER_UI_SHA512)"; \
+	tar xzf "$$dir"/*.tgz -C "$$dir" --strip-components 1; \
+	for file in swagger-ui.css swagger-ui-bundle.js swagger-ui-bundle.js.LICENSE.txt; do \
+		install -m 644 "$$dir/$$file" $(DOCS)/; done; \
+	for file in LICENSE NOTICE; do install -m 644 "$$dir/$$file" $(DOCS)/swagger-ui.$$file; done
 
 clean: ## Remove what was installed and cached
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -11,7 +11,7 @@ from service.pipeline.work import Pipeline
 from service.web import openapi, problems
 from service.web.door import Readiness
 from service.web.middleware import HeadAsGet, RequestContext
-from service.web.routes import features, images, models, operation
+from service.web.routes import docs, features, images, models, operation
 from service.web.v2 import repository
 from service.web.visits import Visits
 
@@ -42,7 +42,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], al
     app.state.readiness = Readiness()
     app.state.settings = settings
     app.state.allow_admin = allow_admin
-    for routes in (features, images, models, operation, repository):
+    for routes in (features, images, models, operation, docs, repository):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)

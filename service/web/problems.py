@@ -154,6 +154,8 @@ def _allowed(request: Request) -> list[str]:
     for template, operations in request.app.openapi()["paths"].items():
         if re.fullmatch(PATH_PARAMETER.sub("[^/]+", template), request.url.path):
             methods |= {method.upper() for method in operations}
+    # What the document leaves out, such as itself and pages, can only be read.
+    methods = methods or {"GET"}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
