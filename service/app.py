@@ -51,6 +51,7 @@ def make_pipeline(settings: Settings) -> Pipeline:
         threads=settings.threads or len(os.sched_getaffinity(0)),
         map_cache_bytes=settings.map_cache_bytes,
         max_batch_pixels=settings.max_batch_pixels if _batches(settings, runtime) else 0,
+        plans=plans,
     )
 
 

@@ -285,7 +285,7 @@ class Identity:
 class Payload:
     """An encoded answer, in pieces that follow each other, and what travels beside it.
 
-    `timings` are seconds by stage; `coding` is the content coding that was applied.
+    `timings` are seconds by stage; `coding` is the content coding that was applied to `uncoded_bytes`.
     """
 
     chunks: tuple[Chunk, ...]
@@ -294,6 +294,7 @@ class Payload:
     model: Identity
     timings: Mapping[str, float]
     coding: Coding | None = None
+    uncoded_bytes: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property

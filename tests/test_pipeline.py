@@ -115,7 +115,7 @@ def test_what_waits_for_a_thread_after_its_deadline_is_never_begun(pipeline: Pip
 def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, job: Job) -> None:
     async def ask() -> list[bytes]:
         await pipeline.load_all()
-        pipeline.admission._max_requests = 8
+        pipeline.admission.max_requests = 8
         payloads = await asyncio.gather(*(pipeline.extract(job) for _ in range(8)))
         return [b"".join(payload.chunks) for payload in payloads]
 
@@ -128,7 +128,7 @@ def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, 
 def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, job: Job) -> None:
     async def ask() -> int:
         await pipeline.load_all()
-        pipeline.admission._max_requests = 8
+        pipeline.admission.max_requests = 8
         first, second = (asyncio.create_task(pipeline.extract(job)) for _ in range(2))
         await asyncio.sleep(0)
         await asyncio.sleep(0)

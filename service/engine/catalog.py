@@ -5,6 +5,7 @@ import functools
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Version:
         self.state: State = "unloaded"
         self.reason: str | None = None
         self._stamp = _stamp(file, folder)
+        self.load_seconds: float | None = None
         self._load = functools.partial(load, name, version, file, folder)
         self._lock = threading.Lock()
         self._loading: Future[LoadedModel] | None = None
@@ -85,6 +87,7 @@ class Version:
 
     def _run(self, loading: Future[LoadedModel]) -> None:
         self.state = "loading"
+        start = time.perf_counter()
         try:
             model = self._load()
         except ServiceError as error:
@@ -95,6 +98,7 @@ class Version:
             unexpected.__cause__ = error
             self._settle(loading, unexpected)
         else:
+            self.load_seconds = time.perf_counter() - start
             self.state = "ready"
             loading.set_result(model)
 

@@ -120,7 +120,7 @@ class Execution:
         step = self._choice(layers).fused
         if step is not None:
             build = partial(self._compile, step, free=False, arena=True)
-            session = self._plans.get((self._owner, step, False), build)
+            session = self._plans.get((self._owner, step, False), build, "fused")
             session.run({name: feeds[name] for name in session.inputs})
 
     def release(self) -> None:
@@ -189,7 +189,7 @@ class Execution:
         return self._plans.get(
             (self._owner, step, free),
             lambda: self._compile(step, free),
-            variant=step not in self._segments.whole,
+            "segment" if step in self._segments.whole else "variant",
         )
 
     def _frees(self, step: Step, batch: bool) -> bool:

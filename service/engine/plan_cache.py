@@ -11,8 +11,11 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from cachetools import LRUCache
 
@@ -20,6 +23,8 @@ from service.engine.runner import Session
 from service.errors import ModelFailed
 
 Build = Callable[[], Session]
+Kind = Literal["segment", "variant", "fused"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 VARIANTS_SHARE = 16
 # So often a set of layers is asked before a session of its own is built.
 FUSE_AFTER = 8
@@ -29,10 +34,21 @@ BACKGROUND_NICE = 4
 log = logging.getLogger("featuremaps.plans")
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one kind, and what building took since the start."""
+
+    count: int = 0
+    bytes: int = 0
+    builds: int = 0
+    build_seconds: float = 0.0
+
+
 class PlanCache:
     """Thread-safe; each key is built once however many ask, and nobody waits for another's key."""
 
     def __init__(self, budget_bytes: int, background: Executor | None = None) -> None:
+        self.budget_bytes = budget_bytes
         self._kept: LRUCache[Hashable, Session] = LRUCache(max(budget_bytes, 1), _bytes_of)
         self._variants: LRUCache[Hashable, Session] = LRUCache(
             max(budget_bytes // VARIANTS_SHARE, 1), _bytes_of
@@ -43,6 +59,8 @@ class PlanCache:
         self._fusing: Hashable | None = None
         self._asked: LRUCache[Hashable, tuple[int, int]] = LRUCache(ASKED_KEPT)
         self._used: dict[Hashable, int] = {}
+        self._kinds: dict[Hashable, Kind] = {}
+        self._builds: dict[Kind, tuple[int, float]] = dict.fromkeys(KINDS, (0, 0.0))
         self._clock = 0
 
     @property
@@ -51,10 +69,18 @@ class PlanCache:
         with self._lock:
             return int(self._kept.currsize + self._variants.currsize)
 
+    def figures(self) -> Mapping[str, Kept]:
+        """What is kept and was built, by kind."""
+        with self._lock:
+            sizes: dict[Kind, list[int]] = {kind: [] for kind in KINDS}
+            for key, session in (*self._kept.items(), *self._variants.items()):
+                sizes[self._kinds[key]].append(session.kept_bytes)
+            return {kind: Kept(len(s), sum(s), *self._builds[kind]) for kind, s in sizes.items()}
+
     def __len__(self) -> int:
         return len(self._kept) + len(self._variants)
 
-    def get(self, key: Hashable, build: Build, *, variant: bool = False) -> Session:
+    def get(self, key: Hashable, build: Build, kind: Kind = "segment") -> Session:
         """The session of `key`, built by `build` where it is not kept.
 
         A session larger than its kind's budget is used and not kept. One that is dropped while it
@@ -69,9 +95,9 @@ class PlanCache:
                 if (session := self._find(key)) is not None:
                     return session
             try:
-                session = build()
+                session = self._built(build, kind)
                 with self._lock:
-                    self._keep(key, session, self._variants if variant else self._kept)
+                    self._keep(key, session, kind)
             finally:
                 with self._lock:
                     self._building.pop(key, None)
@@ -106,9 +132,9 @@ class PlanCache:
 
     def _fuse(self, key: Hashable, build: Build) -> None:
         try:
-            session = build()
+            session = self._built(build, "fused")
             with self._lock:
-                self._keep(key, session, self._kept)
+                self._keep(key, session, "fused")
         except ModelFailed:
             # Its segments answer on; whoever asks is told if they do not.
             log.warning("a fused session was not built", exc_info=True)
@@ -123,11 +149,21 @@ class PlanCache:
             self._used[key] = self._clock
         return session
 
-    def _keep(self, key: Hashable, session: Session, kept: LRUCache[Hashable, Session]) -> None:
+    def _built(self, build: Build, kind: Kind) -> Session:
+        start = time.perf_counter()
+        session = build()
+        with self._lock:
+            count, seconds = self._builds[kind]
+            self._builds[kind] = (count + 1, seconds + time.perf_counter() - start)
+        return session
+
+    def _keep(self, key: Hashable, session: Session, kind: Kind) -> None:
+        kept = self._variants if kind == "variant" else self._kept
         if session.kept_bytes <= kept.maxsize:
             kept[key] = session
-            self._used[key] = self._clock
+            self._used[key], self._kinds[key] = self._clock, kind
             self._used = {k: t for k, t in self._used.items() if k in self._kept or k in self._variants}
+            self._kinds = {k: self._kinds[k] for k in self._used}
 
     def _has_room(self, needed_bytes: int, since: int) -> bool:
         """Whether dropping what was last used before `since` makes room."""

@@ -9,6 +9,8 @@ import time
 from types import TracebackType
 
 from service.errors import Overloaded
+from service.pipeline.stopwatch import Stopwatch
+from service.values import Identity
 
 # How much of the last requests' pace counts for what is told of the next.
 PACE_SHARE = 0.1
@@ -21,8 +23,8 @@ class Admission:
     def __init__(self, max_requests: int, max_bytes: int) -> None:
         self.requests = 0
         self.held_bytes = 0
-        self._max_requests = max_requests
-        self._max_bytes = max_bytes
+        self.max_requests = max_requests
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._pace_s = 0.0
         self._last_left: float | None = None
@@ -33,9 +35,9 @@ class Admission:
         Raises:
             Overloaded
         """
-        if self.requests >= self._max_requests:
+        if self.requests >= self.max_requests:
             raise self._full(f"{self.requests} requests are in flight, as many as this service takes")
-        if self.held_bytes >= self._max_bytes:
+        if self.held_bytes >= self.max_bytes:
             raise self._full(f"the requests in flight hold {self.held_bytes} bytes, as many as are allowed")
 
     def visit(self) -> "Visit":
@@ -66,12 +68,12 @@ class Admission:
             Overloaded
         """
         with self._lock:
-            fits = not self.held_bytes or self.held_bytes + count <= self._max_bytes
+            fits = not self.held_bytes or self.held_bytes + count <= self.max_bytes
             self.held_bytes += count if fits else 0
         if not fits:
             raise self._full(
                 f"this request needs {count} bytes beside the {self.held_bytes} that others hold; "
-                f"at most {self._max_bytes} are held at one time"
+                f"at most {self.max_bytes} are held at one time"
             )
 
     def add(self, count: int) -> None:
@@ -86,9 +88,15 @@ class Admission:
 
 
 class Visit:
-    """What one request holds: a place while it is worked on, bytes until its answer is sent."""
+    """What one request holds: a place while it is worked on, bytes until its answer is sent.
+
+    `model` is the one that was found for it, `watch` measures what was done for it alone: of equal
+    requests at the same time, for the first.
+    """
 
     def __init__(self, admission: Admission) -> None:
+        self.model: Identity | None = None
+        self.watch = Stopwatch()
         self._admission = admission
         self._lock = threading.Lock()
         self._is_over = False

@@ -10,12 +10,16 @@ from itertools import takewhile
 
 from service.engine.loaded import Outcome
 from service.engine.runner import Stop
+from service.pipeline.figures import Distribution
 from service.pipeline.pools import Pools
 from service.pipeline.prepare import Ready
 from service.values import Array
 
 # While one batch computes, the next one's images are copied to the device.
 BATCHES_AT_ONCE = 2
+# Bounds of what is counted about batches.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+BATCH_PIXELS = (10_000, 50_000, 100_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 16_000_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,8 @@ class Batches:
         self._waiting: dict[Hashable, list[_Waiting]] = {}
         self._running: set[asyncio.Task[None]] = set()  # The loop itself holds tasks weakly.
         self._free = asyncio.Semaphore(BATCHES_AT_ONCE)
+        self.sizes = Distribution(BATCH_SIZES)
+        self.pixels = Distribution(BATCH_PIXELS)
 
     async def run(self, ready: Ready) -> Mapping[str, Array]:
         """The maps of one job.
@@ -59,6 +65,8 @@ class Batches:
             batch = self._take(key)
             if not batch:
                 return
+            self.sizes.add(len(batch))
+            self.pixels.add(sum(one.pixels for one in batch))
             stop = Stop()
             for one in batch:
                 one.outcome.add_done_callback(lambda _: _stop_if_alone(batch, stop))

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,11 @@ class Pools:
         self._slots = {stage: threading.BoundedSemaphore(threads) for stage in STAGES}
         self._waiting = dict.fromkeys(STAGES, 0)
         self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """How much waits for a thread of each stage."""
+        return dict(self._waiting)
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""
@@ -70,7 +75,7 @@ class Pools:
         with self._lock:
             self._waiting[stage] -= 1
         with self._slots[stage]:
-            job.watch.add("queue", time.perf_counter() - asked)
+            job.watch.since("queue", asked)
             following = job.part()
         while following is not None and self._goes_on(following):
             stage = following

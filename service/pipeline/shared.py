@@ -16,10 +16,12 @@ Make = Callable[[], Coroutine[Any, Any, T]]
 class Flights:
     """Work that somebody already waits for is waited for and not begun again.
 
-    One caller leaving harms nobody; when the last one has left, the work is cancelled.
+    One caller leaving harms nobody; when the last one has left, the work is cancelled. `joined` counts
+    those who found it begun.
     """
 
     def __init__(self) -> None:
+        self.joined = 0
         self._tasks: dict[Hashable, asyncio.Task[Any]] = {}
         self._waiting: dict[asyncio.Task[Any], int] = {}
 
@@ -34,6 +36,8 @@ class Flights:
             task = self._tasks[key] = asyncio.create_task(make())
             self._waiting[task] = 0
             task.add_done_callback(lambda done: self._end(key, done))
+        else:
+            self.joined += 1
         self._waiting[task] += 1
         try:
             return await asyncio.shield(task)
@@ -53,9 +57,14 @@ class Flights:
 
 
 class Shared:
-    """Values by key, least recently used out, and the flights that make them."""
+    """Values by key, least recently used out, and the flights that make them.
+
+    `hits` counts values that were at hand, `misses` those that had to be made.
+    """
 
     def __init__(self, max_bytes: int, size_of: Callable[[Any], int]) -> None:
+        self.hits = 0
+        self.misses = 0
         self._kept: LRUCache[Hashable, Any] = LRUCache(max(max_bytes, 1), size_of)
         self._size_of = size_of
         self._flights = Flights()
@@ -66,11 +75,12 @@ class Shared:
         return int(self._kept.currsize)
 
     def peek(self, key: Hashable) -> Any | None:
-        """The value of a key where it is kept."""
+        """The value of a key where it is kept; whoever goes on from it counts the hit."""
         return self._kept.get(key)
 
     def keep(self, key: Hashable, value: Any) -> None:
-        """Keep a value that is not larger than everything together."""
+        """Keep a value that was made, where it is not larger than everything together."""
+        self.misses += 1
         if self._size_of(value) <= self._kept.maxsize:
             self._kept[key] = value
 
@@ -81,7 +91,10 @@ class Shared:
             Whatever `make` raises, for all who wait for it.
         """
         kept: T | None = self._kept.get(key)
-        return kept if kept is not None else await self._flights.join(key, lambda: self._made(key, make))
+        if kept is not None:
+            self.hits += 1
+            return kept
+        return await self._flights.join(key, lambda: self._made(key, make))
 
     async def join(self, key: Hashable, make: Make[T]) -> T:
         """The result of `make`, begun now or by whoever asked first; what is worth keeping it keeps itself.

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import numpy as np
 from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel
 from service.engine.memory import release_freed
+from service.engine.plan_cache import PlanCache
 from service.engine.runner import Stop
 from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
@@ -20,6 +22,7 @@ from service.output.table import choose_format
 from service.pipeline.admission import Admission, Visit
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name
 from service.pipeline.batches import Batches
+from service.pipeline.figures import Figures, ModelFigures
 from service.pipeline.identical import identical
 from service.pipeline.images import KeptImages
 from service.pipeline.pools import Pools, Stages
@@ -56,18 +59,47 @@ class Pipeline:
         threads: int,
         map_cache_bytes: int,
         max_batch_pixels: int,
+        plans: PlanCache,
     ) -> None:
         self.catalog = catalog
         self.limits = limits
         self.runtime = runtime
         self.admission = admission
         self.runs = 0
+        self._plans = plans
+        self._coded = (0, 0)
         self._resting: asyncio.TimerHandle | None = None
         self._pools = Pools(threads, admission)
         self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
         self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
         self.images = KeptImages(store, limits, functools.partial(self._pools.run, "store"))
+
+    def figures(self) -> Figures:
+        """What is counted about the inside, now."""
+        versions = [(e.name, v) for e in self.catalog.entries.values() for v in e.versions]
+        return Figures(
+            requests=self.admission.requests,
+            max_requests=self.admission.max_requests,
+            held_bytes=self.admission.held_bytes,
+            max_held_bytes=self.admission.max_bytes,
+            queued=self._pools.waiting,
+            joined=self._answers.joined,
+            plans=self._plans.figures(),
+            max_plan_bytes=self._plans.budget_bytes,
+            cache_hits=self._shared.hits,
+            cache_misses=self._shared.misses,
+            cache_bytes=self._shared.kept_bytes,
+            coded=self._coded,
+            states=Counter(entry.summary().state for entry in self.catalog.entries.values()),
+            models=[
+                ModelFigures(n, v.version, v.load_seconds)
+                for n, v in versions
+                if v.state == "ready" and v.load_seconds
+            ],
+            batch_sizes=self._batches.sizes if self._batches else None,
+            batch_pixels=self._batches.pixels if self._batches else None,
+        )
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""
@@ -167,12 +199,16 @@ class Pipeline:
             try:
                 async with self._deadline(job.timeout_s):
                     model = await self.model(job.model, job.version)
+                    visit.model, watch = model.identity, visit.watch
                     key = (kind, model.identity, identical(job))
-                    payload = await self._answers.join(key, lambda: self._answer(job, model, answer))
+                    payload = await self._answers.join(key, lambda: self._answer(job, model, answer, watch))
             finally:
                 visit.exit()
                 self._rest()
             visit.add(payload.size)
+            if payload.coding:
+                before, after = self._coded
+                self._coded = (before + payload.uncoded_bytes, after + payload.size)
             return payload
 
     def _rest(self) -> None:
@@ -186,8 +222,8 @@ class Pipeline:
             task = asyncio.ensure_future(self._pools.run("load", Stopwatch(), release_freed))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def _answer(self, job: Job, model: LoadedModel, answer: Answer) -> Payload:
-        watch, stop = Stopwatch(), Stop()
+    async def _answer(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Payload:
+        stop = Stop()
         with self.admission.visit() as visit:
             if job.image_id is not None:
                 return await self._kept_answer(job, model, answer, watch, visit)
@@ -245,6 +281,7 @@ class Pipeline:
         origin, tensor = _origin(ready.job, ready.model), ready.prepared.tensor
         known = _Known(self._shared, origin)
         plan = ready.model.plan(ready.layers, known)
+        self._shared.hits += len(known.values)
         values = {ready.model.image_spec().name: tensor, **known.values}
         for step in plan.steps:
             values |= await self._shared.join(
@@ -329,5 +366,6 @@ def _finish(ready: Ready, values: Mapping[str, Array], answer: Answer) -> Payloa
         model=ready.model.identity,
         timings=ready.watch.seconds,
         coding=wanted if packed else None,
+        uncoded_bytes=sum(map(len, encoded.chunks)),
         headers=encoded.headers,
     )

@@ -8,8 +8,9 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.pipeline.work import Pipeline
-from service.web import openapi, problems
+from service.web import journal, openapi, problems
 from service.web.door import Readiness
+from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
 from service.web.routes import docs, features, images, models, operation
 from service.web.v2 import repository
@@ -40,6 +41,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], al
     )
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
+    app.state.metrics = Metrics(pipeline, app.state.readiness, worker=0)
     app.state.settings = settings
     app.state.allow_admin = allow_admin
     for routes in (features, images, models, operation, docs, repository):
@@ -49,7 +51,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], al
     # The last one added stands outermost.
     app.add_middleware(Visits, admission=pipeline.admission, limits=pipeline.limits)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, tell=(app.state.metrics.observe, journal.write))
     return app
 
 

@@ -1,26 +1,26 @@
 """What happens to every request, whatever it asks. Plain ASGI."""
 
-import logging
 import re
-import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.web.exchange import EXCHANGE, Exchange, Tell
 from service.web.problems import bug
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-log = logging.getLogger("featuremaps.access")
 
 
 class RequestContext:
-    """Gives each request an id, repeats it in the answer, writes one access line; answers our bugs."""
+    """Gives each request an id, repeats it in the answer, tells of it when it is over; answers our bugs."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tell: Sequence[Tell] = ()) -> None:
         self._app = app
+        self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -29,7 +29,8 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope))
         scope["featuremaps.request_id"] = request_id
-        start, status = time.perf_counter(), 0
+        exchange = scope[EXCHANGE] = Exchange(scope, request_id)
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -40,18 +41,20 @@ class RequestContext:
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
+            exchange.sent_bytes += len(message.get("body", b""))
 
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            log.info("%s %r: the client left %s", scope["method"], scope["path"], request_id)
+            pass  # The exchange knows, and what is told of it.
         except Exception as error:
             if status:
                 raise  # The answer is under way; the server can only close the connection.
             await bug(Request(scope), error)(scope, receive, send_with_headers)
         finally:
-            seconds = time.perf_counter() - start
-            log.info("%s %r %d %.4fs %s", scope["method"], scope["path"], status, seconds, request_id)
+            exchange.end(status)
+            for tell in self._tell:
+                tell(exchange)
 
 
 class HeadAsGet:
@@ -73,7 +76,12 @@ class HeadAsGet:
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
-        await self._app({**scope, "method": "GET"}, receive, send_head)
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send_head)
+        finally:
+            # What was found out on the way, such as the route.
+            scope.update({**as_get, "method": "HEAD"})
 
 
 def _request_id(headers: Headers) -> str:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from service import errors
 from service.errors import ServiceError
+from service.web.exchange import exchange_of
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
@@ -92,6 +93,7 @@ def _document(
     extensions: Mapping[str, Any],
     headers: Mapping[str, str],
 ) -> Response:
+    exchange_of(request.scope).code = code
     content = {
         "type": f"urn:featuremaps:problem:{code}",
         "title": title,

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import BodyTooLarge, DeadlineExceeded, MalformedRequest, Overloaded, UnsupportedBody
 from service.pipeline.admission import Admission, Visit
 from service.values import Limits
+from service.web.exchange import LeftWhile, exchange_of
 from service.web.problems import problem
 
 WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
@@ -35,7 +36,7 @@ class Visits:
             await self._app(scope, receive, send)
             return
         with self._admission.visit() as visit:
-            scope[VISIT] = visit
+            scope[VISIT] = exchange_of(scope).visit = visit
             body = _Body(scope, receive, visit, self._limits)
             await self._serve(scope, send, body)
 
@@ -45,6 +46,9 @@ class Visits:
             if not body.complete:
                 self._admission.check()
             await self._work(scope, body, answer)
+        except ClientDisconnect:
+            exchange_of(scope).left_while = _left_while(scope[VISIT], body, answer)
+            raise
         except (Overloaded, DeadlineExceeded) as error:
             # Not by the application: refusing has to be cheap when everybody comes.
             await problem(Request(scope), error)(scope, body.receive, answer.send)
@@ -64,6 +68,7 @@ class Visits:
                 raise ClientDisconnect from error
             raise
         finally:
+            exchange_of(scope).received_bytes = body.arrived
             work.cancel()
             watch.cancel()
             patience.end()
@@ -115,7 +120,8 @@ class _Body:
         self._headers = Headers(scope=scope)
         self._visit = visit
         self._limits = limits
-        self._arrived = 0
+        self.arrived = 0
+        self.is_cut_off = False
         self._read = asyncio.Event()
         self._finish_if(scope["method"] in WITHOUT_BODY)
 
@@ -133,7 +139,7 @@ class _Body:
     @property
     def _is_held_back(self) -> bool:
         """Whether the client sends nothing before it is told to (RFC 9110, 10.1.1)."""
-        return self._arrived == 0 and "expect" in self._headers
+        return self.arrived == 0 and "expect" in self._headers
 
     def _finish_if(self, complete: bool) -> None:
         if complete:
@@ -143,15 +149,16 @@ class _Body:
         """The next part, as the application reads it."""
         if self.complete:
             return {"type": "http.request", "body": b"", "more_body": False}
-        if self._arrived == 0:
+        if self.arrived == 0:
             self._check_headers()
         with self.patience:
             message = await self._receive()
         size = len(message.get("body", b""))
-        self._arrived += size
-        if self._arrived > self._limits.body_bytes:
-            raise self._too_large(self._arrived)
+        self.arrived += size
+        if self.arrived > self._limits.body_bytes:
+            raise self._too_large(self.arrived)
         self._visit.take(size)
+        self.is_cut_off = message["type"] == "http.disconnect"
         self._finish_if(not message.get("more_body", False))
         return message
 
@@ -211,3 +218,12 @@ class _Answer:
         if last:
             await self._body.drain()
             await self._send({"type": "http.response.body", "body": b""})
+
+
+def _left_while(visit: Visit, body: _Body, answer: _Answer) -> LeftWhile:
+    """What was done for a client when it left."""
+    if answer.has_begun:
+        return "sending_answer"
+    if body.is_cut_off or not body.complete:
+        return "sending"
+    return "running" if visit.watch.has_begun else "queued"

@@ -6,73 +6,20 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
-from onnx import helper
 
-from service.app import make_app
 from service.engine.loaded import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop, Stopped
-from service.pipeline.admission import Admission
-from service.settings import Settings
-from tests.builders import encoded, model, photograph, put, small_cnn, weight
+from tests.builders import encoded, photograph, put, small_cnn
+from tests.web.inside import Running, running, slow_cnn
 
 SLOW = "/v1/models/slow/features?layers=last&size=512x512&format=npy"
 LONG = "/v1/models/small/features?layers=stem/conv&size=1920x1920&format=npy"
-
-
-def slow_cnn() -> object:
-    """Some seconds of work for 512x512 pixels, in many nodes: a run can end between two of them."""
-    names = ["image", *(f"map{i}" for i in range(79)), "last"]
-    nodes = [
-        helper.make_node("Conv", [before, "first" if before == "image" else "again"], [after], pads=[2] * 4)
-        for before, after in pairwise(names)
-    ]
-    weights = [weight("first", 32, 3, 5, 5), weight("again", 32, 32, 5, 5)]
-    return model(nodes, {"image": ["n", 3, "h", "w"]}, ["last"], weights)
-
-
-class Running:
-    """A service in this process, whose admission the tests look at."""
-
-    def __init__(self, port: int, admission: Admission) -> None:
-        self.port = port
-        self.admission = admission
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), 30)
-
-    def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
-        end = time.monotonic() + seconds
-        while not holds():
-            assert time.monotonic() < end, (self.admission.requests, self.admission.held_bytes)
-            time.sleep(0.005)
-
-    def until_idle(self, seconds: float = 10.0) -> None:
-        self.until(lambda: not (self.admission.requests or self.admission.held_bytes), seconds)
-
-
-@contextlib.contextmanager
-def running(folder: Path, **given: object) -> Iterator[Running]:
-    settings = {"models": (folder,), "image_store": str(folder / "s.sqlite3"), "threads": 1, **given}
-    app = make_app(Settings(**settings))
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    service = Running(listening.getsockname()[1], app.state.pipeline.admission)
-    try:
-        service.until(lambda: app.state.readiness.ready, 30)
-        yield service
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +53,33 @@ def answer_to(connection: socket.socket) -> tuple[int, dict[str, object], http.c
     return answer.status, json.loads(content) if problem else {}, answer
 
 
+@contextlib.contextmanager
+def leaving(service: Running, stage: str) -> Iterator[None]:
+    """The metrics tell that one client left at a stage, and that nothing of it is left over."""
+    before = service.metric("featuremaps_cancelled_total", stage=stage)
+    yield
+    service.until_idle(5)
+    assert service.metric("featuremaps_cancelled_total", stage=stage) == before + 1
+    for gauge in ("featuremaps_in_flight", "featuremaps_held_bytes", "featuremaps_queued"):
+        assert service.metric(gauge) == 0
+
+
 def test_a_client_that_leaves_while_sending_leaves_nothing_behind(service: Running, image: bytes) -> None:
-    with service.connect() as client:
+    with leaving(service, "sending"), service.connect() as client:
         client.sendall(post(SLOW, bytes(500_000))[:100_000])
         service.until(lambda: service.admission.held_bytes > 50_000)
-    service.until_idle()
 
 
 def test_a_client_that_leaves_while_its_layers_are_computed_ends_the_run(
     service: Running, image: bytes
 ) -> None:
-    with service.connect() as client:
+    with leaving(service, "running"), service.connect() as client:
         client.sendall(post(SLOW, image))
         service.until(lambda: service.admission.held_bytes > 10_000_000)  # It is being computed.
-    service.until_idle(2)
 
 
 def test_a_client_that_leaves_while_it_waits_is_never_begun(service: Running, image: bytes) -> None:
-    with service.connect() as first, service.connect() as second:
+    with leaving(service, "queued"), service.connect() as first, service.connect() as second:
         first.sendall(post(SLOW, image))
         service.until(lambda: service.admission.held_bytes > 10_000_000)
         second.sendall(post(SLOW, image + b" "))
@@ -131,11 +87,10 @@ def test_a_client_that_leaves_while_it_waits_is_never_begun(service: Running, im
         second.close()
         service.until(lambda: service.admission.requests == 1, 2)
         first.close()
-    service.until_idle(2)
 
 
 def test_a_client_that_takes_nothing_is_given_up(service: Running, image: bytes) -> None:
-    with service.connect() as client:
+    with leaving(service, "sending_answer"), service.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(post(LONG, image))
         service.until(lambda: service.admission.held_bytes > 5_000_000)

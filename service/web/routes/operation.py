@@ -30,6 +30,14 @@ async def readyz(request: Request) -> Response:
     return PlainTextResponse("ready\n", headers={"Cache-Control": "no-store"})
 
 
+@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics; OpenMetrics where Accept asks for it."""
+    accept = request.headers.get("accept", "")
+    text, media_type = await pipeline_of(request).in_thread(request.app.state.metrics.expose, accept)
+    return Response(text, headers={"Cache-Control": "no-store"}, media_type=media_type)
+
+
 @router.get("/v1/version", operation_id="get_version", responses=responses(VersionAnswer))
 async def get_version(request: Request) -> Response:
     """Versions, and the limits that a client can run into."""

@@ -1,0 +1,72 @@
+"""Numbers as families of Prometheus metrics: one prefix, one way to write each kind."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    SummaryMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+
+from service.pipeline.figures import Distribution
+
+PREFIX = "featuremaps"
+# The values of its labels, and what is told of them.
+Row = tuple[Sequence[str], float]
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """A number that goes up and down."""
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value)
+
+
+def gauges(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
+    """One for each row."""
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for of, value in rows:
+        family.add_metric(of, value)
+    return family
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """A number that only grows; `_total` is added to its name."""
+    return CounterMetricFamily(f"{PREFIX}_{name}", text, value)
+
+
+def counters(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
+    """One for each row."""
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for of, value in rows:
+        family.add_metric(of, value)
+    return family
+
+
+def histograms(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], Distribution]]
+) -> Metric:
+    """A distribution for each row."""
+    family = HistogramMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for of, seen in rows:
+        bounds = [*(str(float(bound)) for bound in seen.bounds), "+Inf"]
+        counted = accumulate(tuple(seen.counts))
+        family.add_metric(of, list(zip(bounds, counted, strict=True)), seen.sum)
+    return family
+
+
+def summaries(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], int, float]]
+) -> Metric:
+    """A count and a sum for each row."""
+    family = SummaryMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for of, count, total in rows:
+        family.add_metric(of, count, total)
+    return family
+
+
+def info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
+    """What does not change, as labels of a one."""
+    return InfoMetricFamily(f"{PREFIX}_{name}", text, dict(labels))
