@@ -11,12 +11,15 @@ from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
+from service.errors import ConfigurationError
 from service.intake.store import open_store
 from service.pipeline.admission import Admission
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Limits
+from service.web.access import Guard, is_loopback
 from service.web.application import build
+from service.web.keys import KeyRing
 
 BUNDLED = (Path(__file__).parent / "bundled_models", Path(__file__).parent.parent / "models")
 
@@ -66,8 +69,25 @@ def make_app(settings: Settings) -> FastAPI:
         make_pipeline(settings),
         eager=settings.load == "eager",
         settings=shown(settings),
-        allow_admin=settings.allow_admin,
+        guard=guard_of(settings),
     )
+
+
+def guard_of(settings: Settings) -> Guard:
+    """What is asked of callers.
+
+    Raises:
+        ConfigurationError: the keys are ill-formed, or there are none and others can reach the address.
+    """
+    if settings.keys or settings.keys_file:
+        file = Path(settings.keys_file) if settings.keys_file else None
+        return Guard(KeyRing(settings.keys, file), settings.allow_admin)
+    if not (settings.allow_anonymous or is_loopback(settings.host)):
+        raise ConfigurationError(
+            f"listening on {settings.host} without keys lets in everybody who reaches it: give keys "
+            "(`featuremaps key NAME` makes one), or set allow_anonymous"
+        )
+    return Guard(None, settings.allow_admin)
 
 
 def model_paths(settings: Settings) -> tuple[Path, ...]:

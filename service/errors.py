@@ -39,6 +39,10 @@ class MalformedRequest(RequestError):
     code, title = "malformed-request", "The request cannot be parsed"
 
 
+class Unauthenticated(RequestError):
+    code, title = "unauthenticated", "A key is needed"
+
+
 class Forbidden(RequestError):
     code, title = "forbidden", "This is not allowed here"
 

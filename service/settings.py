@@ -25,6 +25,10 @@ MIB = 1 << 20
 log = logging.getLogger("featuremaps.settings")
 
 
+def _words(value: Any) -> Any:
+    return tuple(word for word in re.split(r"[\s,]+", value) if word) if isinstance(value, str) else value
+
+
 def _split(value: Any) -> Any:
     return value.split(os.pathsep) if isinstance(value, str) else value
 
@@ -96,6 +100,13 @@ class Settings(BaseModel):
     max_size_pixels: int = Field(4_000_000, ge=1, description="Largest input fed to a network, pixels")
     max_timeout_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Longest deadline of a request, seconds"
+    )
+    keys: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="Keys of callers as `featuremaps key` prints them: name:scope:sha256"
+    )
+    keys_file: str = Field("", description="File of such keys, one a line; it is read anew when it changes")
+    allow_anonymous: bool = Field(
+        False, description="Whether to serve without keys where others than this machine can connect"
     )
     allow_admin: bool = Field(
         False, description="Whether models may be loaded, unloaded and uploaded over HTTP"

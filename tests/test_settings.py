@@ -24,7 +24,7 @@ def test_the_command_wins_over_the_environment_and_that_over_the_file(tmp_path: 
 def test_every_setting_can_be_given_in_the_environment(name: str) -> None:
     default = getattr(Settings(), name)
     text = str(default) if default not in ((), "") else "somewhere"
-    expected = {"models": (Path("somewhere"),), "image_store": "somewhere"}.get(name, default)
+    expected = (Path(text),) if name == "models" else {(): (text,), "": text}.get(default, default)
     assert getattr(read_settings({}, {PREFIX + name.upper(): text}), name) == expected
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import click
 
@@ -84,12 +84,13 @@ def _option(name: str) -> Callable[[Any], Any]:
     """Pydantic parses and bounds the value; click only knows choices, flags and repetition."""
     field = Settings.model_fields[name]
     flag = f"--{name.replace('_', '-')}"
-    shown = "" if name == "models" else f"  [default: {field.default}]"
+    shown = "" if field.default == () else f"  [default: {field.default}]"
     text = f"{field.description}.{shown}"
     if field.annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
-    if name == "models":
-        return click.option(flag, name, multiple=True, metavar="PATH", help=text + " Repeatable.")
+    if get_origin(field.annotation) is tuple:
+        metavar = "PATH" if name == "models" else "VALUE"
+        return click.option(flag, name, multiple=True, metavar=metavar, help=text + " Repeatable.")
     choices = [str(choice) for choice in get_args(field.annotation)]
     metavar = "|".join(choices) or getattr(field.annotation, "__name__", "value").upper()
     return click.option(flag, name, metavar=metavar, help=text)

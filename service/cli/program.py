@@ -1,4 +1,4 @@
-"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`, `render`, `bench`."""
+"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`, `render`, `bench`, `key`."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,7 @@ from service.output.table import FORMATS
 from service.output.words import read_channels, read_grid, read_region
 from service.settings import Settings, read_settings
 from service.values import Compress, Drawing, Reduction
+from service.web.keys import INFER, SCOPES, make_key
 
 BAD_USAGE, FAILED = 2, 1
 SECONDS = click.FloatRange(0.1, 3600)
@@ -256,6 +257,24 @@ def bench(url: str, target: Path | None, **asked: Any) -> None:
         _print_table(*table(found["rows"]))
     if target is not None:
         _write_json(found, target)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--scope", type=click.Choice(tuple(SCOPES)), default=INFER, show_default=True)
+def key(name: str, scope: str) -> None:
+    """Make a key for the caller NAME: the token, which is shown this once, and the line to store.
+
+    Keys of one name are one caller's, so a new one is added before the old one is taken away.
+
+    \b
+    Examples:
+      featuremaps key laboratory
+      featuremaps key operator --scope admin 2>token >>keys.txt
+    """
+    token, line = make_key(name, scope)
+    click.echo(f"send:  Authorization: Bearer {token}", err=True)
+    click.echo(line)
 
 
 def _tell(line: str) -> None:

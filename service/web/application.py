@@ -9,17 +9,18 @@ from fastapi import FastAPI
 from service import __version__
 from service.pipeline.work import Pipeline
 from service.web import journal, openapi, problems
+from service.web.access import Access, Guard
 from service.web.door import Readiness
 from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
-from service.web.routes import docs, features, images, models, operation
+from service.web.routes import access, docs, features, images, models, operation
 from service.web.v2 import repository
 from service.web.visits import Visits
 
 DESCRIPTION = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
 
 
-def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], allow_admin: bool) -> FastAPI:
+def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], guard: Guard) -> FastAPI:
     """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
 
     @asynccontextmanager
@@ -43,14 +44,15 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], al
     app.state.readiness = Readiness()
     app.state.metrics = Metrics(pipeline, app.state.readiness, worker=0)
     app.state.settings = settings
-    app.state.allow_admin = allow_admin
-    for routes in (features, images, models, operation, docs, repository):
+    app.state.guard = guard
+    for routes in (access, features, images, models, operation, docs, repository):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)
     # The last one added stands outermost.
     app.add_middleware(Visits, admission=pipeline.admission, limits=pipeline.limits)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(Access, guard=guard, admission=pipeline.admission, limits=pipeline.limits)
     app.add_middleware(RequestContext, tell=(app.state.metrics.observe, journal.write))
     return app
 

@@ -17,6 +17,7 @@ from service.errors import InvalidParameter, MalformedRequest, TooManyImages, Un
 from service.output.coding import choose_coding
 from service.pipeline.work import Pipeline
 from service.values import Job, Reduction
+from service.web.access import caller_of
 from service.web.queries import (
     FeaturesQuery,
     JsonFeaturesQuery,
@@ -111,6 +112,7 @@ def job_of(request: Request, model: str, query: AnyQuery) -> Job:
         compress=arrays.compress if arrays else "none",
         coding=choose_coding(request.headers.get("accept-encoding")),
         size=sides(query.size),
+        owner=caller_of(request).name,
         timeout_s=query.timeout_s,
     )
 

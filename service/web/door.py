@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from service.errors import Forbidden, InvalidParameter, NotReady
+from service.errors import InvalidParameter, NotReady
 from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
 from service.web.visits import VISIT
@@ -32,16 +32,6 @@ async def refuse_parameters(request: Request) -> None:
         raise InvalidParameter(
             f"there is no parameter {name[:100]!r}; /openapi.json shows all", parameter=name[:100]
         )
-
-
-async def admit_admin(request: Request) -> None:
-    """For operations that change what is served.
-
-    Raises:
-        Forbidden
-    """
-    if not request.app.state.allow_admin:
-        raise Forbidden("models are not changed over HTTP here: the operator has to set allow_admin")
 
 
 def visit_of(request: Request) -> Visit:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service import __version__
 from service.engine.loaded import LoadedModel
 from service.errors import VersionNotFound
+from service.web.access import caller_of
 
 # Seconds: a year, as long as the standard makes sense of.
 FOR_EVER = 31_536_000
@@ -61,10 +62,15 @@ def check_digest(model: LoadedModel, digest: str | None) -> None:
         )
 
 
-def cache_headers(etag: str, *, pinned: bool) -> dict[str, str]:
-    """`immutable` only where the URL names the very model."""
-    lasting = f"public, max-age={FOR_EVER}, immutable" if pinned else "public, no-cache"
-    return {"ETag": etag, "Cache-Control": lasting, "Vary": "Accept-Encoding"}
+def cache_headers(request: Request, etag: str, *, pinned: bool = False) -> dict[str, str]:
+    """`immutable` only where the URL names the very model; with keys on, an answer is its caller's own."""
+    is_private = bool(caller_of(request).name)
+    lasting = f"max-age={FOR_EVER}, immutable" if pinned else "no-cache"
+    return {
+        "ETag": etag,
+        "Cache-Control": f"{'private' if is_private else 'public'}, {lasting}",
+        "Vary": "Accept-Encoding, Authorization" if is_private else "Accept-Encoding",
+    }
 
 
 def not_modified(headers: dict[str, str]) -> Response:

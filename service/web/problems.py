@@ -22,6 +22,7 @@ PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
+    errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.RouteNotFound: 404,
     errors.ModelNotFound: 404,
@@ -81,6 +82,8 @@ def problem(request: Request, error: ServiceError) -> Response:
     headers = {}
     if (retry_after_s := error.extensions.get("retry_after_s")) is not None:
         headers["Retry-After"] = str(math.ceil(retry_after_s))
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return _document(request, status, error.code, error.title, error.detail, extensions, headers)
 
 

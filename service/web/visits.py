@@ -10,7 +10,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLarge, DeadlineExceeded, MalformedRequest, Overloaded, UnsupportedBody
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    MalformedRequest,
+    Overloaded,
+    ServiceError,
+    UnsupportedBody,
+)
 from service.pipeline.admission import Admission, Visit
 from service.values import Limits
 from service.web.exchange import LeftWhile, exchange_of
@@ -72,6 +79,14 @@ class Visits:
             work.cancel()
             watch.cancel()
             patience.end()
+
+
+async def refuse(
+    error: ServiceError, visit: Visit, limits: Limits, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answer before the application is asked; what the client still sends is read for a while and dropped."""
+    body = _Body(scope, receive, visit, limits)
+    await problem(Request(scope), error)(scope, body.receive, _Answer(send, body).send)
 
 
 class _Patience:

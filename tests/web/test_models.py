@@ -103,7 +103,12 @@ def test_an_answer_is_what_openapi_says(client: httpx.Client, url: str, schema: 
 
 def test_every_operation_has_a_stable_name(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    names = [
+        operation["operationId"]
+        for path, operations in paths.items()
+        for operation in operations.values()
+        if not path.startswith("/v2/")
+    ]
     assert sorted(names) == sorted(
         [
             "list_models",
@@ -123,6 +128,8 @@ def test_every_operation_has_a_stable_name(client: httpx.Client) -> None:
             "get_image_features",
             "get_image_picture",
             "get_image_statistics",
+            "check_access",
+            "metrics",
         ]
     )
 

@@ -11,6 +11,7 @@ from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
 from service.values import Job, Payload
 from service.web import etags
+from service.web.access import caller_of
 from service.web.answers import json_response, model_headers, payload_response, pieces_response
 from service.web.bodies import job_of, read_image
 from service.web.door import pipeline_of, refuse_parameters, visit_of
@@ -50,7 +51,7 @@ async def create_image(request: Request) -> Response:
     """Keep an image under the SHA-256 of its bytes; the same bytes again renew it (200)."""
     body = await read_image(request)
     visit_of(request).enter()
-    stored, new = await pipeline_of(request).images.create("", body)
+    stored, new = await pipeline_of(request).images.create(caller_of(request).name, body)
     answer = json_response(image_description(stored))
     answer.status_code = 201 if new else 200
     answer.headers["Location"] = f"/v1/images/{stored.id}"
@@ -69,11 +70,11 @@ async def create_image(request: Request) -> Response:
 async def get_image(image_id: ImageId, request: Request) -> Response:
     """The bytes as they were sent, with the detected type."""
     images = pipeline_of(request).images
-    headers = {"ETag": f'"{image_id}"', "Cache-Control": "public, no-cache", **SANDBOX}
+    headers = etags.cache_headers(request, f'"{image_id}"') | SANDBOX
     if etags.matches(request, headers["ETag"]):
-        await images.peek("", image_id)
+        await images.peek(caller_of(request).name, image_id)
         return etags.not_modified(headers)
-    stored = await images.get("", image_id)
+    stored = await images.get(caller_of(request).name, image_id)
     return pieces_response((stored.body,), headers, stored.media_type)
 
 
@@ -86,7 +87,7 @@ async def get_image(image_id: ImageId, request: Request) -> Response:
 )
 async def delete_image(image_id: ImageId, request: Request) -> Response:
     """Forget the image."""
-    await pipeline_of(request).images.delete("", image_id)
+    await pipeline_of(request).images.delete(caller_of(request).name, image_id)
     return Response(None, 204)
 
 
@@ -142,10 +143,10 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     pipeline = pipeline_of(request)
     model = await pipeline.model(query.model, query.version)
     etags.check_digest(model, query.digest)
-    await pipeline.images.peek("", image_id)
+    await pipeline.images.peek(caller_of(request).name, image_id)
     etag = etags.tag(model, image_id, query, pipeline.runtime)
     pinned = query.version is not None and query.digest is not None
-    headers = etags.cache_headers(etag, pinned=pinned)
+    headers = etags.cache_headers(request, etag, pinned=pinned)
     if etags.matches(request, etag):
         return etags.not_modified(headers | model_headers(model.identity))
     job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)

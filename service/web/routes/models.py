@@ -85,7 +85,7 @@ async def get_filters(
     pipeline = pipeline_of(request)
     loaded = await pipeline.model(model, query.version)
     etag = etags.tag(loaded, "filters", query, pipeline.runtime)
-    headers = etags.cache_headers(etag, pinned=False) | model_headers(loaded.identity)
+    headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
     if etags.matches(request, etag):
         return etags.not_modified(headers)
     encoded = await pipeline.in_thread(encode_filters, loaded, query.layer, query.format)

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from service.engine.catalog import Entry, State
 from service.errors import InvalidParameter
-from service.web.door import admit_admin, pipeline_of, visit_of
+from service.web.access import admit_admin
+from service.web.door import pipeline_of, visit_of
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME
 from service.web.v2.bodies import optional_body, read_optional

@@ -1,0 +1,123 @@
+"""Who may come in: the one place that asks for keys. Plain ASGI, before anything of a request is read."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Forbidden, ServiceError, Unauthenticated
+from service.pipeline.admission import Admission
+from service.values import Limits
+from service.web.exchange import CALLER
+from service.web.keys import ADMIN, INFER, SCOPES, Caller, KeyRing
+from service.web.visits import refuse
+
+# What holds no data of anybody: probes, metrics, and the pages with what they consist of.
+OPEN_PATHS = frozenset(
+    {"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+)
+OPEN_FOLDERS = ("/static/", "/docs/")
+NOBODY = Caller("", frozenset())
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """What is asked of callers. Without `keys` everybody may infer, and admin is for this machine alone."""
+
+    keys: KeyRing | None = None
+    allow_admin: bool = False
+
+    def caller(self, scope: Scope) -> Caller:
+        """Who sends a request.
+
+        Raises:
+            Unauthenticated
+        """
+        if self.keys is None:
+            return Caller("", SCOPES[ADMIN] if _is_local(scope) else SCOPES[INFER])
+        kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and (caller := self.keys.find(token.strip())) is not None:
+            return caller
+        if is_open(scope):
+            return NOBODY
+        if not kind:
+            raise Unauthenticated("a key is needed: send it as `Authorization: Bearer <key>`")
+        raise Unauthenticated("this key is not known here; keys are sent as `Authorization: Bearer <key>`")
+
+
+class Access:
+    """Tells who is asking, and refuses who may not."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, admission: Admission, limits: Limits) -> None:
+        self._app = app
+        self._guard = guard
+        self._admission = admission
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope[CALLER] = self._guard.caller(scope)
+        except ServiceError as error:
+            with self._admission.visit() as visit:
+                await refuse(error, visit, self._limits, scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def is_open(scope: Scope) -> bool:
+    """Whether no key is asked for, and no rate counted."""
+    path: str = scope["path"]
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent this request."""
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
+async def admit_admin(request: Request) -> None:
+    """For operations that change what is served.
+
+    Raises:
+        Forbidden
+    """
+    guard: Guard = request.app.state.guard
+    if not guard.allow_admin:
+        raise Forbidden("models are not changed over HTTP here: the operator has to set allow_admin")
+    if ADMIN in caller_of(request).scopes:
+        return
+    if guard.keys is None:
+        raise Forbidden("without keys models are changed from the service's own machine only")
+    raise Forbidden(
+        f"the key {caller_of(request).name!r} may not change models: that needs the scope {ADMIN}"
+    )
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether a program of this machine asks, and no page that a browser of this machine shows.
+
+    A page of another origin is told by Origin or Sec-Fetch-Site, one whose name was rebound to a
+    loopback address by Host.
+    """
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    origin = headers.get("origin", f"{scope['scheme']}://{host}").partition("://")[2]
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    client = scope["client"][0] if scope.get("client") else ""
+    return is_loopback(client) and is_loopback(name.strip("[]")) and origin == host and not foreign
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the name localhost, can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,42 @@
+"""Whether a caller may come in: what a proxy asks before it answers from its cache."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from service.errors import Forbidden
+from service.web.access import caller_of
+from service.web.keys import INFER, Scope
+from service.web.parameters import asked, parameters
+from service.web.problems import responses
+
+router = APIRouter(prefix="/v1/access", tags=["operation"])
+MAY: dict[int | str, dict[str, Any]] = {204: {"description": "The caller may"}}
+
+
+class AccessQuery(BaseModel):
+    """What the caller wants to do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scope: Scope = Field(INFER, description="What the caller wants to do")
+
+
+@router.get(
+    "",
+    operation_id="check_access",
+    status_code=204,
+    response_class=Response,
+    responses=responses(None, 401, 403, 422) | MAY,
+    openapi_extra={"parameters": parameters(AccessQuery)},
+)
+async def check_access(
+    query: Annotated[AccessQuery, Depends(asked(AccessQuery))], request: Request
+) -> Response:
+    """204 where the caller has the scope; the header Featuremaps-Caller holds their name."""
+    caller = caller_of(request)
+    if query.scope not in caller.scopes:
+        raise Forbidden(f"this caller does not have the scope {query.scope}")
+    return Response(None, 204, {"Cache-Control": "no-store", "Featuremaps-Caller": caller.name})
