@@ -11,7 +11,7 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long check bench format lock swagger-ui clean
+.PHONY: help run install test test-all test-long check bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ lock: $(VENV)/.developing ## Write the lock files anew from pyproject.toml, keep
 	$(UV_COMPILE) --extra cpu -o requirements.lock
 	$(UV_COMPILE) --extra cuda -o requirements-cuda.lock
 	$(UV_COMPILE) --extra cpu --extra dev -o requirements-dev.lock
+
+openapi: $(VENV)/.developing ## Write deploy/openapi.json anew
+	$(BIN)/python -m deploy.write_openapi
 
 SWAGGER_UI := 5.35.0
 SWAGGER_UI_SHA512 := U06rpMtW9V3XPGOBeamTUSr0Z09jMX4IJuANpE/EZbAhw0G8CgwrzU4YmXkn/h0wCDNsXdGarTNNHC3sU8yVUQ==

@@ -17,8 +17,6 @@ from service.web.routes import access, docs, features, images, models, operation
 from service.web.v2 import repository
 from service.web.visits import Visits
 
-DESCRIPTION = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
-
 
 def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], guard: Guard) -> FastAPI:
     """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
@@ -33,7 +31,6 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], gu
     app = FastAPI(
         title="featuremaps",
         version=__version__,
-        description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

@@ -14,6 +14,7 @@ from service.errors import InvalidParameter
 
 Query = TypeVar("Query", bound=BaseModel)
 REPEATABLE = ("layers",)
+NULL = {"type": "null"}
 
 
 def asked(kind: type[Query]) -> Callable[[Request], Coroutine[Any, Any, Query]]:
@@ -35,7 +36,7 @@ def asked(kind: type[Query]) -> Callable[[Request], Coroutine[Any, Any, Query]]:
 
 def parameters(kind: type[BaseModel]) -> list[dict[str, Any]]:
     """The query's parameters as OpenAPI's parameter objects."""
-    schema = kind.model_json_schema()
+    schema = without_null(kind.model_json_schema())
     required = schema.get("required", ())
     return [
         {
@@ -47,6 +48,19 @@ def parameters(kind: type[BaseModel]) -> list[dict[str, Any]]:
         }
         for name, told in schema["properties"].items()
     ]
+
+
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """An object's schema where what may be left out is left out, and not null, which no query can say."""
+    return schema | {"properties": {name: _given_value(told) for name, told in schema["properties"].items()}}
+
+
+def _given_value(told: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in told.get("anyOf", ()) if kind != NULL]
+    if NULL not in told.get("anyOf", ()) or len(kinds) != 1:
+        return told
+    kind: dict[str, Any] = kinds[0]
+    return kind | {key: value for key, value in told.items() if key != "anyOf" and value is not None}
 
 
 def _given(request: Request) -> dict[str, Any]:

@@ -22,6 +22,7 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 VERSION = r"^[0-9]{1,18}$"
 SIDES = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 FormatName = Literal["npz", "safetensors", "npy", "arrow"]
+FilterFormat = Literal["npz", "safetensors", "npy", "png", "webp"]
 
 
 def _listed(value: Any) -> Any:
@@ -67,7 +68,9 @@ class DeadlineQuery(BaseModel):
 class StatisticsQuery(LayersQuery, DeadlineQuery):
     """What `describe_features` takes."""
 
-    layers: Words = Field(default=["stages"], description=LayersQuery.model_fields["layers"].description)
+    layers: Words = Field(
+        default=["stages"], description=LayersQuery.model_fields["layers"].description, examples=[["stages"]]
+    )
 
 
 class PartQuery(BaseModel):
@@ -120,6 +123,7 @@ class RenderQuery(VersionQuery, PartQuery, DeadlineQuery):
         min_length=1,
         max_length=1024,
         description="The layer, required here or in a JSON body: an exact name, or what means one",
+        examples=["stage:0"],
     )
     style: Style = Field(
         "grid",
@@ -132,12 +136,18 @@ class RenderQuery(VersionQuery, PartQuery, DeadlineQuery):
     normalize: Normalize = Field(
         "layer", description="One scale for the whole layer, one a channel, or vmin and vmax as given"
     )
-    vmin: float | None = Field(None, allow_inf_nan=False)
-    vmax: float | None = Field(None, allow_inf_nan=False)
+    vmin: float | None = Field(
+        None, allow_inf_nan=False, description="For normalize=fixed: the value of the darkest colour"
+    )
+    vmax: float | None = Field(
+        None, allow_inf_nan=False, description="For normalize=fixed: the value of the brightest colour"
+    )
     clip: float = Field(
         0.0, ge=0, lt=50, allow_inf_nan=False, description="Percent of the values that saturate"
     )
-    colormap: str | None = Field(None, max_length=64, description="A name that the package cmap knows")
+    colormap: str | None = Field(
+        None, max_length=64, description="A name that the package cmap knows", examples=["viridis"]
+    )
     columns: int | None = Field(None, ge=1, le=10_000, description="Tiles in a row of the grid")
     scale: int | None = Field(None, ge=1, le=1024, description="Pixels a cell, whole")
     image_weight: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Weight of the photograph")
@@ -149,8 +159,10 @@ class RenderQuery(VersionQuery, PartQuery, DeadlineQuery):
 class FiltersQuery(VersionQuery):
     """What `get_filters` takes."""
 
-    layer: str = Field(min_length=1, max_length=1024, description="A layer that a convolution made")
-    format: Literal["npz", "safetensors", "npy", "png", "webp"] = Field(
+    layer: str = Field(
+        min_length=1, max_length=1024, description="A layer that a convolution made", examples=["stage:0"]
+    )
+    format: FilterFormat = Field(
         "npz", description="Arrays under `weights` (out, in / groups, kh, kw), or a picture"
     )
 
@@ -174,7 +186,10 @@ class KeptRenderQuery(RenderQuery, KeptQuery):
     """What `get_image_picture` takes."""
 
     layer: str = Field(
-        min_length=1, max_length=1024, description="The layer: an exact name, or what means one"
+        min_length=1,
+        max_length=1024,
+        description="The layer: an exact name, or what means one",
+        examples=["stage:0"],
     )
 
 

@@ -8,113 +8,133 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.engine.catalog import Summary
+from service.engine.catalog import State, Summary
 from service.engine.loaded import LoadedModel
 from service.pipeline.work import Selected
-from service.values import FieldStatus, Layer, Layout, StoredImage, TensorSpec
+from service.values import (
+    Color,
+    FieldStatus,
+    Fit,
+    Interpolation,
+    Layer,
+    Layout,
+    PadAt,
+    StoredImage,
+    TensorSpec,
+)
+
+PreprocessingSource = Literal["model.toml", "default"]
+Provider = Literal["cpu", "cuda"]
+
+
+NAME = Field(description="Name of the model", examples=["cifar-resnet"])
+VERSION = Field(description="Version of the model, digits", examples=["1"])
+DIGEST = Field(description="SHA-256 over the model's ONNX file and its external data, 64 hex digits")
+LAYER = Field(description="The layer's name in the graph", examples=["stage1.block2.relu"])
+DTYPE = Field(description="numpy's name", examples=["float32"])
 
 
 class LayerStatistics(BaseModel):
     """One layer's numbers, over all images of the request; null where no value is finite."""
 
-    name: str
-    shape: list[int]
-    dtype: str
-    min: float | None
-    max: float | None
-    mean: float | None
-    std: float | None
+    name: str = LAYER
+    shape: list[int] = Field(description="Of the map, axes as in the graph, images along the batch axis")
+    dtype: str = DTYPE
+    min: float | None = Field(description="Smallest finite value")
+    max: float | None = Field(description="Largest finite value")
+    mean: float | None = Field(description="Of the finite values")
+    std: float | None = Field(description="Standard deviation of the finite values")
     non_finite: int = Field(description="Values that are NaN or infinite")
-    sparsity: float | None = Field(description="Share of zeros")
+    sparsity: float | None = Field(description="Share of zeros, 0 to 1")
     dead_channels: list[int] | None = Field(description="Channels that are zero everywhere")
-    channel_means: list[float | None] | None
+    channel_means: list[float | None] | None = Field(description="Mean of each channel's finite values")
 
 
 class Statistics(BaseModel):
     """Statistics of feature maps."""
 
-    model: str
-    version: str
-    digest: str
-    layers: list[LayerStatistics]
+    model: str = NAME
+    version: str = VERSION
+    digest: str = DIGEST
+    layers: list[LayerStatistics] = Field(description="In graph order")
 
 
 class ImageDescription(BaseModel):
     """An image that is kept for a while."""
 
-    id: str = Field(description="SHA-256 of its bytes")
+    id: str = Field(description="SHA-256 of its bytes, 64 hex digits")
     width: int = Field(description="Of the upright picture, pixels")
-    height: int
-    media_type: str = Field(description="As detected")
-    expires_at: datetime = Field(description="Sending it again renews it")
+    height: int = Field(description="Of the upright picture, pixels")
+    media_type: str = Field(description="As detected", examples=["image/jpeg"])
+    expires_at: datetime = Field(description="Until when it is kept (RFC 3339); sending it again renews it")
 
 
 class ModelSummary(BaseModel):
     """One model in the list."""
 
-    name: str
-    versions: list[str]
-    default_version: str | None
-    state: Literal["unloaded", "loading", "ready", "failed"]
-    reason: str | None = Field(description="Why a model or one of its versions failed")
+    name: str = NAME
+    versions: list[str] = Field(description="Every version on disk, highest first", examples=[["1"]])
+    default_version: str | None = Field(description="Which answers where none is asked for")
+    state: State = Field(description="Of the version that answers where none is asked for")
+    reason: str | None = Field(description="Why the model or one of its versions failed")
 
 
 class ModelList(BaseModel):
     """Every model, failed ones included."""
 
-    models: list[ModelSummary]
+    models: list[ModelSummary] = Field(description="By name")
 
 
 class TensorDescription(BaseModel):
-    """An input of the graph; null stands for a dynamic axis."""
+    """An input of the graph."""
 
-    name: str
-    dtype: str = Field(description="numpy's name")
-    shape: list[int | None] | None
-    layout: Layout | None
+    name: str = Field(description="Its name in the graph")
+    dtype: str = DTYPE
+    shape: list[int | None] | None = Field(description="Null for a dynamic axis, or for an unknown rank")
+    layout: Layout | None = Field(description="The order of its axes; null where that is unknown")
 
 
 class PreprocessingDescription(BaseModel):
     """How a photograph becomes the tensor: `x = (pixel * scale - mean) / std`."""
 
-    size: list[int] = Field(description="[H, W] fed to the network")
-    fit: Literal["crop", "stretch", "letterbox"]
+    size: list[int] = Field(description="[H, W] fed to the network, pixels")
+    fit: Fit = Field(description="How the photograph becomes that large")
     resize: int | None = Field(description="Short side before the centre crop, pixels")
-    pad_value: int
-    pad_at: Literal["centre", "top-left"]
-    interpolation: str
-    color: Literal["rgb", "bgr", "gray", "y"]
-    scale: float
-    mean: list[float]
-    std: list[float]
-    source: Literal["model.toml", "default"]
+    pad_value: int = Field(description="What a letterbox is filled with, 0 to 255")
+    pad_at: PadAt = Field(description="Where a letterboxed photograph lies")
+    interpolation: Interpolation = Field(description="How it is resized")
+    color: Color = Field(description="Channels fed to the network, in their order")
+    scale: float = Field(description="Factor of a pixel's value, 0 to 255")
+    mean: list[float] = Field(description="One a channel")
+    std: list[float] = Field(description="One a channel")
+    source: PreprocessingSource = Field(description="Whether the model's own file says so")
 
 
 class ModelDescription(BaseModel):
     """Everything about one version of a model but its layers."""
 
-    name: str
-    version: str
-    digest: str = Field(description="SHA-256 over the ONNX file and its external data")
-    preprocessing_digest: str
-    inputs: list[TensorDescription]
-    outputs: list[str]
-    preprocessing: PreprocessingDescription | None
+    name: str = NAME
+    version: str = VERSION
+    digest: str = DIGEST
+    preprocessing_digest: str = Field(description="SHA-256 of the preprocessing, 64 hex digits")
+    inputs: list[TensorDescription] = Field(description="Inputs of the graph, the image's first")
+    outputs: list[str] = Field(description="Outputs that the graph declares", examples=[["logits"]])
+    preprocessing: PreprocessingDescription | None = Field(description="Null where it takes no images")
     no_image_reason: str | None = Field(description="Why it takes no images, where it does not")
-    labels: list[str]
-    licence: str | None
-    source: str | None
+    labels: list[str] = Field(description="Names of the classes, in their order")
+    licence: str | None = Field(description="Of the model", examples=["Apache-2.0"])
+    source: str | None = Field(description="Where the model comes from")
     layers: int = Field(description="Number of layers")
     stages: list[str] = Field(description="Names of the layers that end a stage")
-    provider: Literal["cpu", "cuda"]
+    provider: Provider = Field(description="What runs it")
 
 
 class ReceptiveFieldDescription(BaseModel):
     """Which input pixels a cell depends on, [y, x]."""
 
-    size: list[float] | None
-    start: list[float] | None
-    status: FieldStatus
+    size: list[float] | None = Field(description="[y, x], pixels of the network's input")
+    start: list[float] | None = Field(description="First pixel of cell 0, [y, x]")
+    status: FieldStatus = Field(description="How far it is known")
 
 
 class LayerDescription(BaseModel):
@@ -123,33 +143,33 @@ class LayerDescription(BaseModel):
     A cell `u` covers the input's pixels `start + u * reduction` to `start + u * reduction + size - 1`.
     """
 
-    name: str
-    index: int
-    node: str
-    op: str
-    shape: list[int | None] | None
-    dtype: str = Field(description="numpy's name")
-    layout: Layout | None
-    channel_axis: int | None
-    batch_axis: int | None
-    channels: int | None
+    name: str = LAYER
+    index: int = Field(description="Position in graph order, from 0")
+    node: str = Field(description="The graph's node that makes it")
+    op: str = Field(description="That node's operator", examples=["Relu"])
+    shape: list[int | None] | None = Field(description="At the size served, axes as in the graph")
+    dtype: str = DTYPE
+    layout: Layout | None = Field(description="The order of its axes")
+    channel_axis: int | None = Field(description="Which axis holds channels")
+    batch_axis: int | None = Field(description="Which axis holds images; null where none does")
+    channels: int | None = Field(description="How many channels it has")
     reduction: list[float] | None = Field(description="Input pixels a cell, [y, x]")
-    receptive_field: ReceptiveFieldDescription
+    receptive_field: ReceptiveFieldDescription = Field(description="Which input pixels a cell depends on")
     macs: int | None = Field(description="Multiply-accumulates of this layer")
-    params: int
-    cumulative_macs: int | None = Field(description="Of everything that this layer needs")
-    bytes_per_image: int | None
-    stage: int | None
-    after_activation: bool
+    params: int = Field(description="Weights of this layer")
+    cumulative_macs: int | None = Field(description="Multiply-accumulates of everything that it needs")
+    bytes_per_image: int | None = Field(description="Of its map, bytes before anything is left out")
+    stage: int | None = Field(description="Which stage it ends, from 0")
+    after_activation: bool = Field(description="Whether an activation made it or all it is made of")
 
 
 class LayerList(BaseModel):
     """The layers selected, in graph order: also the dry run of a request."""
 
-    model: str
-    version: str
-    digest: str
-    layers: list[LayerDescription]
+    model: str = NAME
+    version: str = VERSION
+    digest: str = DIGEST
+    layers: list[LayerDescription] = Field(description="In graph order")
     total_bytes: int | None = Field(description="Of all these layers for one image; null if one is unknown")
     total_macs: int | None = Field(description="Of everything that these layers need, counted once")
 
@@ -157,26 +177,26 @@ class LayerList(BaseModel):
 class LayerNumbers(BaseModel):
     """One layer's values, flat, row-major."""
 
-    name: str
-    shape: list[int]
-    dtype: str
-    data: list[float]
+    name: str = LAYER
+    shape: list[int] = Field(description="Axes as in the graph, images along the batch axis")
+    dtype: str = DTYPE
+    data: list[float] = Field(description="Row-major, the last axis fastest")
 
 
 class FeaturesAsJson(BaseModel):
     """Feature maps as numbers."""
 
-    model: str
-    version: str
-    layers: list[LayerNumbers]
+    model: str = NAME
+    version: str = VERSION
+    layers: list[LayerNumbers] = Field(description="In graph order")
 
 
 class VersionAnswer(BaseModel):
     """What runs here and what it allows."""
 
-    service: str
-    runtime: str
-    settings: dict[str, Any] = Field(description="Limits and how networks are run")
+    service: str = Field(description="Name and version", examples=["featuremaps 0.1.0"])
+    runtime: str = Field(description="What runs networks, with its version")
+    settings: dict[str, Any] = Field(description="Limits and how networks are run, by the settings' names")
 
 
 class Problem(BaseModel):
@@ -185,13 +205,17 @@ class Problem(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(description="urn:featuremaps:problem:<code>")
-    title: str
-    status: int
+    title: str = Field(description="What the code means", examples=["No such layer"])
+    status: int = Field(description="The status of the answer", examples=[404])
     detail: str = Field(description="What was given, what is allowed, how to find out")
-    instance: str
-    code: str
-    request_id: str
+    instance: str = Field(description="The path that was asked")
+    code: str = Field(description="Which refusal it is", examples=["layer-not-found"])
+    request_id: str = Field(description="As in the header X-Request-Id")
     error: str = Field(description="The text of `detail`, which clients of the v2 protocol read")
+    parameter: str | None = Field(None, description="Which parameter, field or part is meant")
+    suggestions: list[str] | None = Field(None, description="What may have been meant instead")
+    index: int | None = Field(None, description="Which of the images sent is meant, from 0")
+    layer: str | None = Field(None, description="Which layer is meant")
 
 
 def image_description(image: StoredImage) -> Mapping[str, Any]:

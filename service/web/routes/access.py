@@ -9,11 +9,14 @@ from starlette.responses import Response
 from service.errors import Forbidden
 from service.web.access import caller_of
 from service.web.keys import INFER, Scope
+from service.web.media import told_headers
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
 
 router = APIRouter(prefix="/v1/access", tags=["operation"])
-MAY: dict[int | str, dict[str, Any]] = {204: {"description": "The caller may"}}
+MAY: dict[int | str, dict[str, Any]] = {
+    204: {"description": "The caller may", "headers": told_headers("Featuremaps-Caller")}
+}
 
 
 class AccessQuery(BaseModel):
@@ -35,7 +38,10 @@ class AccessQuery(BaseModel):
 async def check_access(
     query: Annotated[AccessQuery, Depends(asked(AccessQuery))], request: Request
 ) -> Response:
-    """204 where the caller has the scope; the header Featuremaps-Caller holds their name."""
+    """Whether the caller has a scope.
+
+    It is what a proxy asks before it answers from its cache; the header Featuremaps-Caller holds the name.
+    """
     caller = caller_of(request)
     if query.scope not in caller.scopes:
         raise Forbidden(f"this caller does not have the scope {query.scope}")

@@ -1,14 +1,14 @@
 """Feature maps as arrays."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from service.output.table import FORMATS
 from service.web.answers import payload_response
 from service.web.bodies import read_job
 from service.web.door import pipeline_of, visit_of
+from service.web.media import ARRAYS, COMPUTED, PICTURES, answer, image_body, json_answer
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
 from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
@@ -16,51 +16,25 @@ from service.web.routes.models import ModelName
 from service.web.schemas import FeaturesAsJson, Statistics
 
 router = APIRouter(prefix="/v1/models", tags=["feature maps"])
-BINARY = {"type": "string", "format": "binary"}
-IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": "One image, several images, or a ready tensor; the content decides, not the label",
-        "content": {
-            "application/octet-stream": {"schema": BINARY},
-            "image/*": {"schema": BINARY},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {"image": {"type": "array", "items": BINARY}},
-                }
-            },
-            "application/x-npy": {"schema": BINARY},
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "description": "Any query parameter may stand here under its own name",
-                    "properties": {
-                        "images": {"type": "array", "items": {"type": "string", "format": "byte"}}
-                    },
-                }
-            },
-        },
-    }
-}
 REFUSALS = (400, 404, 406, 413, 415, 422, 503, 504)
-PICTURES = {"content": {media: {"schema": BINARY} for media in ("image/png", "image/webp", "image/jpeg")}}
-ARRAYS = {"content": {f.media_type: {"schema": BINARY} for f in FORMATS.values()}}
 
 
 @router.post(
     "/{model}/features",
     operation_id="extract_features",
     response_class=Response,
-    responses=responses(None, *REFUSALS) | {200: {"description": "The maps as arrays", **ARRAYS}},
-    openapi_extra=IMAGE_BODY | {"parameters": parameters(FeaturesQuery)},
+    responses=responses(None, *REFUSALS) | answer("The maps as arrays", ARRAYS, *COMPUTED),
+    openapi_extra=image_body("FeaturesBody") | {"parameters": parameters(FeaturesQuery)},
 )
 async def extract_features(
     model: ModelName, query: Annotated[FeaturesQuery, Depends(asked(FeaturesQuery))], request: Request
 ) -> Response:
-    """Any layers' feature maps as arrays, with exactly the axes of the uncut graph."""
+    """Feature maps of any layers as arrays.
+
+    Axes, layout and dtype are those of the uncut graph, batch axis included, images along it as they came.
+    What is asked for is done in this order: channels, region, pool or grid, cast. What was done travels with
+    the bytes: `__metadata__` in npz, the same text in safetensors and Arrow.
+    """
     pipeline = pipeline_of(request)
     job, _ = await read_job(request, model, query, pipeline)
     return payload_response(await pipeline.extract(job, visit_of(request)))
@@ -69,13 +43,16 @@ async def extract_features(
 @router.post(
     "/{model}/features/json",
     operation_id="extract_features_json",
-    responses=responses(FeaturesAsJson, *REFUSALS),
-    openapi_extra=IMAGE_BODY | {"parameters": parameters(JsonFeaturesQuery)},
+    responses=responses(None, *REFUSALS) | json_answer(FeaturesAsJson, "The maps as numbers", *COMPUTED),
+    openapi_extra=image_body("JsonFeaturesBody") | {"parameters": parameters(JsonFeaturesQuery)},
 )
 async def extract_features_json(
     model: ModelName, query: Annotated[JsonFeaturesQuery, Depends(asked(JsonFeaturesQuery))], request: Request
 ) -> Response:
-    """Small feature maps as JSON numbers; capped, since numbers as text are long and slow."""
+    """Small feature maps as JSON numbers.
+
+    The answer is capped, since numbers as text are long and slow.
+    """
     pipeline = pipeline_of(request)
     job, _ = await read_job(request, model, query, pipeline)
     return payload_response(await pipeline.extract_json(job, visit_of(request)))
@@ -84,8 +61,8 @@ async def extract_features_json(
 @router.post(
     "/{model}/statistics",
     operation_id="describe_features",
-    responses=responses(Statistics, *REFUSALS),
-    openapi_extra=IMAGE_BODY | {"parameters": parameters(StatisticsQuery)},
+    responses=responses(None, *REFUSALS) | json_answer(Statistics, "A row a layer", *COMPUTED),
+    openapi_extra=image_body("StatisticsBody") | {"parameters": parameters(StatisticsQuery)},
 )
 async def describe_features(
     model: ModelName, query: Annotated[StatisticsQuery, Depends(asked(StatisticsQuery))], request: Request
@@ -100,13 +77,17 @@ async def describe_features(
     "/{model}/render",
     operation_id="render_features",
     response_class=Response,
-    responses=responses(None, *REFUSALS) | {200: {"description": "The map as a picture", **PICTURES}},
-    openapi_extra=IMAGE_BODY | {"parameters": parameters(RenderQuery)},
+    responses=responses(None, *REFUSALS)
+    | answer("The map as a picture", PICTURES, *COMPUTED, "Featuremaps-Scale"),
+    openapi_extra=image_body("RenderBody") | {"parameters": parameters(RenderQuery)},
 )
 async def render_features(
     model: ModelName, query: Annotated[RenderQuery, Depends(asked(RenderQuery))], request: Request
 ) -> Response:
-    """One layer's feature map of one image, drawn."""
+    """One layer's feature map of one image as a picture.
+
+    One scale holds for the whole layer; the one used stands in the file and in `Featuremaps-Scale`.
+    """
     pipeline = pipeline_of(request)
     job, asked = await read_job(request, model, query, pipeline)
     return payload_response(await pipeline.render(job, drawing(asked), visit_of(request)))

@@ -15,22 +15,26 @@ from service.web.access import caller_of
 from service.web.answers import json_response, model_headers, payload_response, pieces_response
 from service.web.bodies import job_of, read_image
 from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.media import (
+    ARRAYS,
+    COMPUTED,
+    OF_MODEL,
+    ONE_IMAGE,
+    PICTURES,
+    answer,
+    json_answer,
+    not_modified,
+    told_headers,
+)
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
-from service.web.routes.features import ARRAYS, BINARY, PICTURES
 from service.web.schemas import ImageDescription, Statistics, image_description
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 ImageId = Annotated[
     str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image's bytes, 64 hex digits")
 ]
-ONE_IMAGE = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": BINARY}, "image/*": {"schema": BINARY}},
-    }
-}
 # What was stored came from outside: as a document of this origin it may do nothing.
 SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"}
 REFUSALS = (400, 404, 413, 422, 503, 504)
@@ -43,12 +47,18 @@ AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
     operation_id="create_image",
     dependencies=[Depends(refuse_parameters)],
     status_code=201,
-    responses=responses(ImageDescription, 400, 413, 415, 422, 503)
-    | {201: {"model": ImageDescription, "description": "It is kept now"}},
+    responses=responses(None, 400, 413, 415, 422, 503, 504)
+    | json_answer(ImageDescription, "It was kept already, and is kept for longer now", "Location")
+    | {
+        201: {"model": ImageDescription, "description": "It is kept now", "headers": told_headers("Location")}
+    },
     openapi_extra=ONE_IMAGE,
 )
 async def create_image(request: Request) -> Response:
-    """Keep an image under the SHA-256 of its bytes; the same bytes again renew it (200)."""
+    """Keep an image for a while under the SHA-256 of its bytes.
+
+    The same bytes again renew it (200).
+    """
     body = await read_image(request)
     visit_of(request).enter()
     stored, new = await pipeline_of(request).images.create(caller_of(request).name, body)
@@ -65,7 +75,8 @@ async def create_image(request: Request) -> Response:
     dependencies=[Depends(refuse_parameters)],
     response_class=Response,
     responses=responses(None, 404, 422, 503)
-    | {200: {"description": "The image as it was sent", "content": {"image/*": {"schema": BINARY}}}},
+    | answer("The image as it was sent", ("image/*",), "ETag")
+    | not_modified(),
 )
 async def get_image(image_id: ImageId, request: Request) -> Response:
     """The bytes as they were sent, with the detected type."""
@@ -83,7 +94,7 @@ async def get_image(image_id: ImageId, request: Request) -> Response:
     operation_id="delete_image",
     dependencies=[Depends(refuse_parameters)],
     status_code=204,
-    responses=responses(None, 404, 422, 503),
+    responses=responses(None, 404, 422, 503) | {204: {"description": "It is gone"}},
 )
 async def delete_image(image_id: ImageId, request: Request) -> Response:
     """Forget the image."""
@@ -95,7 +106,9 @@ async def delete_image(image_id: ImageId, request: Request) -> Response:
     "/{image_id}/features",
     operation_id="get_image_features",
     response_class=Response,
-    responses=responses(None, *REFUSALS) | {200: {"description": "The maps as arrays", **ARRAYS}},
+    responses=responses(None, *REFUSALS)
+    | answer("The maps as arrays", ARRAYS, "ETag", *COMPUTED)
+    | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(KeptFeaturesQuery)},
 )
 async def get_image_features(
@@ -103,7 +116,10 @@ async def get_image_features(
     query: Annotated[KeptFeaturesQuery, Depends(asked(KeptFeaturesQuery))],
     request: Request,
 ) -> Response:
-    """As `extract_features`, under one URL; Accept is ignored."""
+    """Feature maps of a kept image as arrays, under one URL.
+
+    As `extract_features`, but `Accept` is ignored: one URL, one representation.
+    """
     return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
 
 
@@ -111,13 +127,18 @@ async def get_image_features(
     "/{image_id}/render",
     operation_id="get_image_picture",
     response_class=Response,
-    responses=responses(None, *REFUSALS) | {200: {"description": "The map as a picture", **PICTURES}},
+    responses=responses(None, *REFUSALS)
+    | answer("The map as a picture", PICTURES, "ETag", *COMPUTED, "Featuremaps-Scale")
+    | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(KeptRenderQuery)},
 )
 async def get_image_picture(
     image_id: ImageId, query: Annotated[KeptRenderQuery, Depends(asked(KeptRenderQuery))], request: Request
 ) -> Response:
-    """As `render_features`, under one URL: for `<img src>`."""
+    """A picture of a kept image's feature map, for `<img src>`.
+
+    As `render_features`.
+    """
     return await _answer(
         request, image_id, query, lambda pipeline, job, visit: pipeline.render(job, drawing(query), visit)
     )
@@ -126,7 +147,9 @@ async def get_image_picture(
 @router.get(
     "/{image_id}/statistics",
     operation_id="get_image_statistics",
-    responses=responses(Statistics, *REFUSALS),
+    responses=responses(None, *REFUSALS)
+    | json_answer(Statistics, "A row a layer", "ETag", *COMPUTED)
+    | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(KeptStatisticsQuery)},
 )
 async def get_image_statistics(
@@ -134,7 +157,10 @@ async def get_image_statistics(
     query: Annotated[KeptStatisticsQuery, Depends(asked(KeptStatisticsQuery))],
     request: Request,
 ) -> Response:
-    """As `describe_features`, under one URL."""
+    """Statistics of a kept image's feature maps.
+
+    As `describe_features`.
+    """
     return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.describe(job, visit))
 
 

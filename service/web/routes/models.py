@@ -9,6 +9,7 @@ from service.pipeline.filters import encode_filters
 from service.web import etags
 from service.web.answers import json_response, long_json_response, model_headers, pieces_response
 from service.web.door import pipeline_of, refuse_parameters
+from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
@@ -21,7 +22,6 @@ from service.web.schemas import (
     model_summary,
 )
 
-BINARY = {"type": "string", "format": "binary"}
 router = APIRouter(prefix="/v1/models", tags=["models"])
 ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
 
@@ -29,11 +29,14 @@ ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model
 @router.get(
     "",
     operation_id="list_models",
-    responses=responses(ModelList, 422),
+    responses=responses(None, 422) | json_answer(ModelList, "All of them"),
     dependencies=[Depends(refuse_parameters)],
 )
 async def list_models(request: Request) -> Response:
-    """Every model with its versions and state; one that failed says why."""
+    """Every model with its versions and state.
+
+    One that failed says why.
+    """
     entries = pipeline_of(request).catalog.entries.values()
     return json_response({"models": [model_summary(entry.summary()) for entry in entries]})
 
@@ -41,7 +44,7 @@ async def list_models(request: Request) -> Response:
 @router.get(
     "/{model}",
     operation_id="get_model",
-    responses=responses(ModelDescription, 404, 503),
+    responses=responses(None, 404, 422, 503) | json_answer(ModelDescription, "The model", *OF_MODEL),
     openapi_extra={"parameters": parameters(VersionQuery)},
 )
 async def get_model(
@@ -55,13 +58,16 @@ async def get_model(
 @router.get(
     "/{model}/layers",
     operation_id="list_layers",
-    responses=responses(LayerList, 404, 422, 503),
+    responses=responses(None, 404, 422, 503) | json_answer(LayerList, "The layers", *OF_MODEL),
     openapi_extra={"parameters": parameters(LayersQuery)},
 )
 async def list_layers(
     model: ModelName, query: Annotated[LayersQuery, Depends(asked(LayersQuery))], request: Request
 ) -> Response:
-    """The layers selected, with shape, reduction, receptive field and cost: the dry run of a request."""
+    """Layers with shape, reduction, receptive field and cost.
+
+    It takes the same `layers` and `size` as a request for maps: also its dry run.
+    """
     pipeline = pipeline_of(request)
     selected = await pipeline.layers(model, query.version, query.layers, sides(query.size))
     accepted = request.headers.get("accept-encoding")
@@ -75,13 +81,17 @@ async def list_layers(
     operation_id="get_filters",
     response_class=Response,
     responses=responses(None, 404, 422, 503)
-    | {200: {"description": "The weights", "content": {"application/x-npz": {"schema": BINARY}}}},
+    | answer("The weights", FILTERS, "ETag", *OF_MODEL)
+    | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(FiltersQuery)},
 )
 async def get_filters(
     model: ModelName, query: Annotated[FiltersQuery, Depends(asked(FiltersQuery))], request: Request
 ) -> Response:
-    """The weights of the convolution that made a layer, as arrays or drawn."""
+    """Weights of the convolution that made a layer, as arrays or drawn.
+
+    It is found by walking back over bias, normalisation and activation.
+    """
     pipeline = pipeline_of(request)
     loaded = await pipeline.model(model, query.version)
     etag = etags.tag(loaded, "filters", query, pipeline.runtime)

@@ -1,15 +1,24 @@
 """What operators and probes ask."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from service import __version__
 from service.web.answers import json_response
 from service.web.door import pipeline_of, readiness_of
+from service.web.media import json_answer
 from service.web.problems import responses
 from service.web.schemas import VersionAnswer
 
 router = APIRouter(tags=["operation"])
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "As text",
+        "content": {"application/openmetrics-text": {"schema": {"type": "string"}}},
+    }
+}
 
 
 @router.get("/livez", operation_id="livez", response_class=PlainTextResponse)
@@ -30,15 +39,18 @@ async def readyz(request: Request) -> Response:
     return PlainTextResponse("ready\n", headers={"Cache-Control": "no-store"})
 
 
-@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)
+@router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse, responses=METRICS)
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics; OpenMetrics where Accept asks for it."""
+    """Metrics for Prometheus.
+
+    As OpenMetrics where `Accept` asks for it.
+    """
     accept = request.headers.get("accept", "")
     text, media_type = await pipeline_of(request).in_thread(request.app.state.metrics.expose, accept)
     return Response(text, headers={"Cache-Control": "no-store"}, media_type=media_type)
 
 
-@router.get("/v1/version", operation_id="get_version", responses=responses(VersionAnswer))
+@router.get("/v1/version", operation_id="get_version", responses=json_answer(VersionAnswer, "What runs here"))
 async def get_version(request: Request) -> Response:
     """Versions, and the limits that a client can run into."""
     return json_response(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Parameters = dict[str, Any]
+RepositoryState = Literal["READY", "LOADING", "UNAVAILABLE"]
 
 
 class IndexRequest(BaseModel):
@@ -18,10 +19,10 @@ class IndexRequest(BaseModel):
 class IndexRow(BaseModel):
     """One version of a model."""
 
-    name: str
-    version: str
-    state: Literal["READY", "LOADING", "UNAVAILABLE"]
-    reason: str
+    name: str = Field(description="The model")
+    version: str = Field(description="Its version; empty for a model without any")
+    state: RepositoryState = Field(description="Whether it can be asked")
+    reason: str = Field(description="Why it cannot be asked; empty where it can")
 
 
 class ChangeRequest(BaseModel):
