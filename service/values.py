@@ -126,6 +126,7 @@ class Layer:
 
     `shape` is for one image at the served size; `cumulative_macs` counts everything that the layer
     needs, once, itself included. `centre` is the input pixel (y, x) in the middle of cell 0.
+    `reads` are the layers, or the input, that the layer's node was given.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Layer:
     bytes_per_image: int | None
     stage: int | None
     after_activation: bool
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,7 @@ class LayerDescription(BaseModel):
     bytes_per_image: int | None = Field(description="Of its map, bytes before anything is left out")
     stage: int | None = Field(description="Which stage it ends, from 0")
     after_activation: bool = Field(description="Whether an activation made it or all it is made of")
+    reads: list[str] = Field(description="The layers, or the input, that it was made from")
 
 
 class LayerList(BaseModel):
@@ -295,6 +296,7 @@ def _layer(layer: Layer) -> Mapping[str, Any]:
         "bytes_per_image": layer.bytes_per_image,
         "stage": layer.stage,
         "after_activation": layer.after_activation,
+        "reads": layer.reads,
     }
 
 

@@ -68,7 +68,16 @@ def test_list_layers_is_the_dry_run_of_a_request(client: httpx.Client) -> None:
         "bytes_per_image": 8 * 16 * 16 * 4,
         "stage": 0,
         "after_activation": True,
+        "reads": ["stem/conv"],
     }
+
+
+def test_a_layer_names_what_it_was_made_from(client: httpx.Client) -> None:
+    layers = client.get("/v1/models/small/layers").json()["layers"]
+    reads = {layer["name"]: layer["reads"] for layer in layers}
+    assert reads["stem/conv"] == ["image"]
+    assert reads["block2.add"] == ["block2.conv", "block1.relu"]
+    assert reads["logits"] == ["flatten"]
 
 
 def test_a_long_list_of_layers_is_coded_where_the_client_takes_it(client: httpx.Client) -> None:

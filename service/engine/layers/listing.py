@@ -22,6 +22,7 @@ class _Facts:
     cost: Cost
     stage: int | None
     active: bool
+    reads: tuple[str, ...]
 
 
 def list_layers(network: Network) -> tuple[Layer, ...]:
@@ -34,14 +35,21 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
     costs = find_costs(network, roles)
     activity = Activity(network)
     stages = find_stages(network, geometry, activity)
+    dependent = network.dependent()
     rows: list[Layer] = []
     for node in network.nodes:
+        reads = tuple(dict.fromkeys(name for name in node.reads if name in dependent))
         for name in node.makes:
             spec = network.tensors.get(name)
             if name not in costs or (spec is not None and not spec.dtype):
                 continue
             facts = _Facts(
-                roles.get(name), geometry.get(name), costs[name], stages.get(name), activity.active(name)
+                roles.get(name),
+                geometry.get(name),
+                costs[name],
+                stages.get(name),
+                activity.active(name),
+                reads,
             )
             rows.append(_row(node, spec or TensorSpec(name, "", None), len(rows), facts))
     return tuple(rows)
@@ -71,6 +79,7 @@ def _row(node: Node, spec: TensorSpec, index: int, facts: _Facts) -> Layer:
         bytes_per_image=_bytes(spec, facts.roles),
         stage=facts.stage,
         after_activation=facts.active,
+        reads=facts.reads,
     )
 
 
