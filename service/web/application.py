@@ -13,7 +13,7 @@ from service.web.access import Access, Guard
 from service.web.door import Readiness
 from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
-from service.web.routes import access, docs, features, images, models, operation
+from service.web.routes import access, docs, features, images, models, operation, page
 from service.web.v2 import repository
 from service.web.visits import Visits
 
@@ -42,7 +42,7 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], gu
     app.state.metrics = Metrics(pipeline, app.state.readiness, worker=0)
     app.state.settings = settings
     app.state.guard = guard
-    for routes in (access, features, images, models, operation, docs, repository):
+    for routes in (access, features, images, models, operation, docs, page, repository):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)

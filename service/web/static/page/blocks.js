@@ -1,0 +1,76 @@
+// A network as a reader would divide it: stages, and in them blocks of layers that belong together.
+
+const LARGEST_BLOCK = 12;
+const MERGES = new Set(["Add", "Sum", "Concat"]);
+const ACTIVATIONS = new Set(["Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "Elu", "Gelu", "Mish"]);
+const SEPARATORS = [/[./]+/, /[./_:]+/];
+
+/** [{title, layers, blocks: [{name, layers}]}] in graph order. */
+export function divide(layers) {
+  const parts = [];
+  let rest = [];
+  for (const layer of layers) {
+    rest.push(layer);
+    if (layer.stage !== null) {
+      parts.push({ title: `Stage ${layer.stage}`, layers: rest });
+      rest = [];
+    }
+  }
+  if (rest.length) parts.push({ title: parts.length ? "Head" : "Layers", layers: rest });
+  return parts.map((part) => ({ ...part, blocks: blocksOf(part.layers) }));
+}
+
+/** A layer's name without what its whole block begins with. */
+export function shortName(layer, block) {
+  const short = block.layers.length > 1 ? layer.name.slice(block.prefix.length).replace(/^[./_:]+/, "") : layer.name;
+  return short || layer.name;
+}
+
+function blocksOf(layers) {
+  const named = SEPARATORS.map((separator) => byName(layers, separator)).find((groups) => groups);
+  return (named ?? byStructure(layers)).map((group) => {
+    const prefix = group.length > 1 ? commonPrefix(group.map(({ name }) => name)) : group[0].name;
+    return { layers: group, prefix, name: prefix.replace(/^[./_:]+|[./_:]+$/g, "") || group.at(-1).name };
+  });
+}
+
+/** Groups with the same beginning, as short a beginning as keeps them small; null where names do not tell. */
+function byName(layers, separator) {
+  const names = layers.map(({ name }) => name.split(separator).filter((part) => part));
+  const deepest = Math.max(...names.map((parts) => parts.length));
+  for (let depth = 1; depth < deepest; depth += 1) {
+    const groups = new Map();
+    layers.forEach((layer, at) => {
+      const parts = names[at];
+      const key = parts.slice(0, Math.max(1, Math.min(depth, parts.length - 1))).join(" ");
+      groups.set(key, [...(groups.get(key) ?? []), layer]);
+    });
+    const sizes = [...groups.values()].map((group) => group.length);
+    if (Math.max(...sizes) <= LARGEST_BLOCK && layers.length / sizes.length >= 1.5) return [...groups.values()];
+  }
+  return layers.length <= LARGEST_BLOCK ? [layers] : null;
+}
+
+/** A block ends where branches meet, or else before each convolution. */
+function byStructure(layers) {
+  const merges = layers.some(({ op }) => MERGES.has(op));
+  const groups = [[]];
+  layers.forEach((layer, at) => {
+    const before = layers[at - 1];
+    const ends = merges
+      ? before && !ACTIVATIONS.has(layer.op) && (MERGES.has(before.op) || (ACTIVATIONS.has(before.op) && MERGES.has(layers[at - 2]?.op)))
+      : layer.op === "Conv" && at > 0;
+    if (ends) groups.push([]);
+    groups.at(-1).push(layer);
+  });
+  return groups.filter((group) => group.length);
+}
+
+/** The longest beginning of all names that ends with a separator. */
+function commonPrefix(names) {
+  let length = 0;
+  const [first] = names;
+  while (length < first.length && names.every((name) => name[length] === first[length])) length += 1;
+  const begun = first.slice(0, length);
+  return /[./_:]$/.test(begun) ? begun : begun.replace(/[^./_:]*$/, "");
+}

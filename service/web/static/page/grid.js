@@ -1,0 +1,137 @@
+// A layer's channels as tiles cut from one picture: sorted, dead ones dimmed, each a choice.
+
+import { pictureAddress } from "./addresses.js";
+import { fill, make } from "./elements.js";
+import { cellsOf } from "./geometry.js";
+import { ranked } from "./maps.js";
+import { fetchPicture } from "./pictures.js";
+import { value } from "./words.js";
+
+const BAR = [64, 1];
+// So many tiles a frame, so that thousands of channels never hold up the page.
+const TILES_A_FRAME = 200;
+
+/** The tiles of one layer; `on` is called with {choose: channel, look: {channel, cell} or null}. */
+export class Grid {
+  constructor(element, on) {
+    this.element = element;
+    this.on = on;
+    this.layer = null;
+    this.order = [];
+    element.addEventListener("click", (event) => this.#choose(event.target.closest(".tile")));
+    element.addEventListener("keydown", (event) => this.#move(event));
+    element.addEventListener("pointermove", (event) => this.#look(event));
+    element.addEventListener("pointerleave", () => on.look(null));
+  }
+
+  /** Draw a layer; `told` are its statistics, or null until they are known. */
+  async show(view, network, layer) {
+    this.layer = layer;
+    const count = layer.channels;
+    const columns = Math.ceil(Math.sqrt(count));
+    const asked = { style: "grid", columns, scale: 1, channel: null, target: null, image_weight: null, combine: null };
+    const picture = await fetchPicture(pictureAddress({ ...view, style: "grid" }, network, asked));
+    if (this.layer !== layer) return null;
+    this.cells = layer.layout === "NC" ? BAR : cellsOf(layer);
+    this.columns = columns;
+    this.picture = picture;
+    this.element.style.setProperty("--sprite", `url("${picture.url}")`);
+    return picture;
+  }
+
+  /** Lay the tiles out: `sort` is index, mean or size; `side` the wanted width of a tile in pixels. */
+  async arrange({ sort, side, told, chosen, labels }) {
+    const { layer } = this;
+    const turn = (this.turn = Symbol("turn"));
+    const means = told?.channel_means ?? null;
+    const dead = new Set(told?.dead_channels ?? []);
+    const all = [...Array(layer.channels).keys()];
+    this.order = sort === "mean" && means ? ranked(means) : all;
+    this.zoom = zoomOf(this.cells, side);
+    const [high, wide] = this.cells.map((cells, axis) => cells * this.zoom[axis]);
+    const style = this.element.style;
+    style.setProperty("--wide", `${wide}px`);
+    style.setProperty("--high", `${high}px`);
+    style.setProperty("--sheet", `${this.picture.width * this.zoom[1]}px ${this.picture.height * this.zoom[0]}px`);
+    this.element.classList.toggle("shrunk", this.zoom[1] < 1);
+    const current = this.order.includes(chosen) ? chosen : this.order[0];
+    fill(this.element);
+    for (let at = 0; at < this.order.length; at += TILES_A_FRAME) {
+      const part = this.order.slice(at, at + TILES_A_FRAME);
+      this.element.append(...part.map((channel) => this.#tile(channel, { means, dead, current, chosen, labels })));
+      await new Promise(requestAnimationFrame);
+      if (this.turn !== turn) return;
+    }
+  }
+
+  /** Show which channel is chosen. */
+  mark(chosen) {
+    for (const tile of this.element.querySelectorAll('[aria-selected="true"], [tabindex="0"]')) {
+      tile.setAttribute("aria-selected", "false");
+      tile.tabIndex = -1;
+    }
+    const tile = this.element.querySelector(`[data-channel="${chosen}"]`) ?? this.element.firstElementChild;
+    if (!tile) return;
+    if (Number(tile.dataset.channel) === chosen) tile.setAttribute("aria-selected", "true");
+    tile.tabIndex = 0;
+  }
+
+  #tile(channel, { means, dead, current, chosen, labels }) {
+    const [x, y] = [channel % this.columns, Math.floor(channel / this.columns)];
+    const left = x * (this.cells[1] + 1) * this.zoom[1];
+    const top = y * (this.cells[0] + 1) * this.zoom[0];
+    const mean = means ? `, mean ${value(means[channel])}` : "";
+    const name = labels ? `${labels[channel]} (${channel})` : `channel ${channel}`;
+    return make(
+      "div",
+      {
+        class: dead.has(channel) ? "tile dead" : "tile",
+        role: "option",
+        tabindex: channel === current ? 0 : -1,
+        title: `${name}${mean}${dead.has(channel) ? ", dead" : ""}`,
+        "aria-label": `${name}${mean}${dead.has(channel) ? ", dead: zero everywhere" : ""}`,
+        "aria-selected": String(channel === chosen),
+        data: { channel },
+        style: { "background-position": `-${left}px -${top}px` },
+      },
+      make("span", { class: "number", "aria-hidden": "true" }, labels ? labels[channel] : channel),
+    );
+  }
+
+  #choose(tile) {
+    if (tile) this.on.choose(Number(tile.dataset.channel));
+  }
+
+  #look(event) {
+    const tile = event.target.closest(".tile");
+    if (!tile) return this.on.look(null);
+    const box = tile.getBoundingClientRect();
+    const at = [event.clientY - box.top - tile.clientTop, event.clientX - box.left - tile.clientLeft];
+    const cell = at.map((pixel, axis) => Math.min(Math.max(Math.floor(pixel / this.zoom[axis]), 0), this.cells[axis] - 1));
+    return this.on.look({ channel: Number(tile.dataset.channel), cell });
+  }
+
+  #move(event) {
+    const tiles = [...this.element.children];
+    const at = tiles.indexOf(event.target.closest(".tile"));
+    if (at < 0) return;
+    const across = tiles.filter((tile) => tile.offsetTop === tiles[0].offsetTop).length;
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across, Home: -at, End: tiles.length - 1 - at }[event.key];
+    if (by !== undefined) tiles[at + by]?.focus();
+    else if (event.key === "Enter" || event.key === " ") this.#choose(tiles[at]);
+    else return;
+    if (by !== undefined && tiles[at + by]) {
+      tiles[at].tabIndex = -1;
+      tiles[at + by].tabIndex = 0;
+    }
+    event.preventDefault();
+  }
+}
+
+/** Whole pixels a cell, or a whole part of one, so that tiles stay crisp; a vector's bar is 64 high. */
+function zoomOf([rows, columns], side) {
+  if (rows === BAR[0] && columns === BAR[1]) return [1, Math.max(Math.round(side / 4), 1)];
+  const longest = Math.max(rows, columns);
+  const zoom = longest > side ? 1 / Math.ceil(longest / side) : Math.floor(side / longest);
+  return [zoom, zoom];
+}

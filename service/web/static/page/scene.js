@@ -1,0 +1,147 @@
+// The network and the photograph that are looked at: what the view's names stand for.
+
+import { place } from "./geometry.js";
+import { complain, say } from "./messages.js";
+import { ask, askJson } from "./service.js";
+import { photographAddress } from "./addresses.js";
+import { change, onChange, view } from "./view.js";
+
+/** As loaded; null until it is. `networks` is the list of all models. */
+export const scene = { networks: [], network: null, photo: null, limits: {} };
+const listeners = [];
+const known = new Map();
+const photos = new Map();
+// How far down the last layer lay, 0 to 1: in another network one of the same depth is looked at.
+let depth = null;
+
+/** Call `listener` whenever network or photograph have changed and are there. */
+export function onScene(listener) {
+  listeners.push(listener);
+}
+
+/** The layer that is looked at. */
+export function layerNow() {
+  return scene.network?.byName.get(view.layer) ?? null;
+}
+
+/** Where the photograph lies in the input of the network. */
+export function placementNow() {
+  return placementOf(scene.network, scene.photo);
+}
+
+/** The same for any network and photograph. */
+export function placementOf(network, photo) {
+  return network?.preprocessing && photo?.width ? place(photo, network.preprocessing) : null;
+}
+
+/** Remember a photograph's size, and look at it. */
+export function show(photo) {
+  photos.set(photo.id, photo);
+  change({ image: photo.id });
+}
+
+/** A model with its layers; asked for once. */
+export function findNetwork(name) {
+  if (!known.has(name)) {
+    const coming = load(name);
+    coming.catch(() => known.delete(name));
+    known.set(name, coming);
+  }
+  return known.get(name);
+}
+
+/** The size of a kept photograph: from when it was sent, else as the browser reads it. */
+export function findPhoto(id) {
+  if (!photos.has(id)) photos.set(id, measure(id));
+  return photos.get(id);
+}
+
+/** Begin: the models, the photograph of the address or else the sample. */
+export async function open(makeSample) {
+  const [{ models }, { settings }] = await Promise.all([askJson("v1/models"), askJson("v1/version")]);
+  Object.assign(scene, { networks: models, limits: settings });
+  const usable = models.filter(({ state }) => state !== "failed");
+  if (!usable.length) throw new Error("There is no model here that loads: start the service with --models PATH.");
+  if (!models.some(({ name }) => name === view.model)) change({ model: usable[0].name }, { quiet: true });
+  const [sample] = await Promise.all([found(view.image) ? null : makeSample(), settle()]);
+  if (sample) {
+    photos.set(sample.id, sample);
+    change({ image: sample.id }, { quiet: true });
+  }
+}
+
+/** Whether the address names a photograph. */
+function found(image) {
+  return /^[0-9a-f]{64}$/.test(image);
+}
+
+async function settle() {
+  const { model, image } = view;
+  try {
+    const [network, photo] = await Promise.all([findNetwork(model), found(image) ? findPhoto(image) : scene.photo]);
+    if (model !== view.model || image !== view.image) return;
+    if (network.noImageReason) say(`${model} takes no photographs: ${network.noImageReason}`, { kind: "problem", lasts: 0 });
+    Object.assign(scene, { network, photo });
+    const layer = likeness(network, view.layer);
+    if (layer !== view.layer) change({ layer, channel: null }, { quiet: true });
+    depth = depthOf(network, layer);
+    for (const listener of listeners) listener();
+  } catch (error) {
+    complain(error);
+  }
+}
+
+async function load(name) {
+  const path = `v1/models/${encodeURIComponent(name)}`;
+  const [told, listed] = await Promise.all([askJson(path), askJson(`${path}/layers`)]);
+  return {
+    name,
+    version: listed.version,
+    digest: listed.digest,
+    layers: listed.layers,
+    byName: new Map(listed.layers.map((layer) => [layer.name, layer])),
+    totalMacs: listed.total_macs,
+    stages: told.stages,
+    outputs: told.outputs,
+    labels: told.labels,
+    inputs: told.inputs,
+    preprocessing: told.preprocessing,
+    noImageReason: told.no_image_reason,
+  };
+}
+
+/** The layer of the same name, else at the same depth, else the first stage. */
+function likeness(network, name) {
+  if (network.byName.has(name)) return name;
+  const stages = network.stages.filter((stage) => network.byName.has(stage));
+  if (!stages.length) return network.layers[0]?.name ?? "";
+  if (depth === null) return stages[0];
+  const far = (stage) => Math.abs(depthOf(network, stage) - depth);
+  return stages.reduce((best, stage) => (far(stage) < far(best) ? stage : best));
+}
+
+function depthOf(network, name) {
+  return network.byName.get(name).index / network.layers.length;
+}
+
+async function measure(id) {
+  try {
+    const bitmap = await createImageBitmap(await (await ask(photographAddress(id))).blob());
+    const photo = { id, width: bitmap.width, height: bitmap.height };
+    bitmap.close();
+    return photo;
+  } catch (error) {
+    photos.delete(id);
+    if (error.code === "image-not-found") {
+      say("The photograph of this address is not kept any more: here is the sample instead.", { lasts: 0 });
+    } else if (error.status) complain(error);
+    // The maps do not need its size; only the boxes on it do.
+    else return { id, width: 0, height: 0 };
+    throw error;
+  }
+}
+
+onChange(["model", "image"], settle);
+onChange(["layer"], () => {
+  if (layerNow()) depth = depthOf(scene.network, view.layer);
+});

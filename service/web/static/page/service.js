@@ -1,0 +1,95 @@
+// Asks the service: with the key where one is needed, again where it is busy, and with refusals in its own words.
+
+import { say } from "./messages.js";
+
+const MOST_TRIES = 6;
+const LONGEST_WAIT_S = 20;
+// In memory only: it is gone with the page.
+let key = "";
+let askForKey = null;
+let asking = null;
+
+/** A refusal: the service's problem document. */
+export class Problem extends Error {
+  constructor(status, told) {
+    super(told.detail || told.title || `the service answered ${status}`);
+    this.status = status;
+    this.code = told.code || "";
+    this.told = told;
+  }
+}
+
+/** Whoever shows the question for a key; it returns a promise of the key, or of "" where none is given. */
+export function onKeyNeeded(question) {
+  askForKey = question;
+}
+
+/** Whether pictures have to be fetched with a header, which an `<img>` cannot send. */
+export function hasKey() {
+  return key !== "";
+}
+
+/** An answer of the service; `path` is relative to the page. */
+export async function ask(path, options = {}) {
+  for (let tries = 1; ; tries += 1) {
+    const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
+    const used = key;
+    const answer = await reach(path, { ...options, headers });
+    if (answer.ok) return answer;
+    const problem = await problemOf(answer);
+    if (answer.status === 401 && (await getKey(used, problem))) continue;
+    const wait = Number(answer.headers.get("Retry-After"));
+    if (![429, 503].includes(answer.status) || !wait || tries === MOST_TRIES) throw problem;
+    say(`The service is busy: trying again in ${wait} s.`, { kind: "busy", lasts: wait });
+    await pause(Math.min(wait, LONGEST_WAIT_S) * (1 + Math.random() / 4), options.signal);
+  }
+}
+
+/** An answer's JSON. */
+export async function askJson(path, options) {
+  return (await ask(path, options)).json();
+}
+
+/** An answer's bytes. */
+export async function askBytes(path, options) {
+  return (await ask(path, options)).arrayBuffer();
+}
+
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, { code: "unreachable", detail: "The service cannot be reached. Is it still running?" });
+  }
+}
+
+async function problemOf(answer) {
+  const text = await answer.text();
+  try {
+    return new Problem(answer.status, JSON.parse(text));
+  } catch {
+    return new Problem(answer.status, { detail: `the service answered ${answer.status}` });
+  }
+}
+
+/** One question at a time, however many answers wait for the key. */
+async function getKey(used, problem) {
+  if (used !== key) return true;
+  if (!askForKey) return false;
+  asking ??= askForKey(problem.message, used !== "").finally(() => (asking = null));
+  const given = await asking;
+  if (!given) return false;
+  key = given;
+  return true;
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
