@@ -36,7 +36,7 @@ class Visit:
 
 
 @contextmanager
-def browsing(width: int = 1280, height: int = 900) -> Iterator[Visit]:
+def browsing(width: int = 1280, height: int = 900, *flags: str) -> Iterator[Visit]:
     """An empty page of a new browser; not for longer than a test file, since it runs an event loop.
 
     Skips the test where there is no Chromium.
@@ -45,12 +45,17 @@ def browsing(width: int = 1280, height: int = 900) -> Iterator[Visit]:
     if program is None:
         pytest.skip("no Chromium: install Debian's chromium to run what needs a browser")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(QUIET))
+        browser = playwright.chromium.launch(executable_path=program, args=[*QUIET, *flags])
         page = browser.new_page(viewport={"width": width, "height": height})
-        visit = Visit(page)
-        page.on("request", lambda request: visit.asked.append(request.url))
-        page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-        page.on("requestfailed", lambda request: visit.complaints.append(f"failed: {request.url}"))
-        page.on("console", lambda said: visit.complaints.append(said.text) if said.type == "error" else None)
-        yield visit
+        yield watched(page)
         browser.close()
+
+
+def watched(page: Page) -> Visit:
+    """Write down what a page asks for and what it complains about."""
+    visit = Visit(page)
+    page.on("request", lambda request: visit.asked.append(request.url))
+    page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    page.on("requestfailed", lambda request: visit.complaints.append(f"failed: {request.url}"))
+    page.on("console", lambda said: visit.complaints.append(said.text) if said.type == "error" else None)
+    return visit

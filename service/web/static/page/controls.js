@@ -16,9 +16,9 @@ const STYLES = [
 ];
 const COLORMAPS = ["inferno", "magma", "viridis", "cividis", "turbo", "gray", "gray_r", "colorbrewer:RdBu_r", "coolwarm", "seismic"];
 const NORMALIZE = {
-  layer: ["One scale for the layer", "A channel that hardly reacts looks dark: brightness can be compared between channels."],
-  channel: ["One scale per channel", "Each channel uses all colours: weak ones become visible, and cannot be compared any more."],
-  fixed: ["From … to …", "The same colours for the same values in every picture, so that layers and photographs can be compared."],
+  layer: ["One scale", "Channels can be compared: weak ones are dark."],
+  channel: ["One per channel", "Weak channels become visible; they cannot be compared any more."],
+  fixed: ["From … to …", "Same colours for same values in every picture."],
 };
 const COMBINE = { mean: ["Mean", "How much all channels react together."], max: ["Largest", "Where any single channel reacts."], norm: ["Norm", "The length of the vector of all channels: strong reactions count more."] };
 const NOT_PCA = new Set(["grid", "heatmap", "overlay", "eigencam", "cam"]);
@@ -27,11 +27,13 @@ const place = document.getElementById("controls");
 const styles = document.getElementById("styles");
 
 onScene(draw);
-onChange(["style", "layer", "colormap", "normalize", "combine", "sort", "target"], draw);
+onChange(["style", "layer", "colormap", "normalize", "combine", "sort", "target", "clip"], draw);
+// On a narrow screen the maps come first.
+document.getElementById("adjust").open = innerWidth > 900;
 
 function draw() {
   const layer = layerNow();
-  if (!layer) return;
+  if (!layer || !scene.photo) return;
   const focused = document.activeElement?.id;
   fill(styles, STYLES.map(([style, words, hint]) => makeStyle(style, words, hint, layer)));
   const grid = view.style === "grid";
@@ -46,7 +48,7 @@ function draw() {
     NOT_PCA.has(view.style) ? makeTable("normalize", "Brightness", NORMALIZE) : null,
     view.normalize === "fixed" && NOT_PCA.has(view.style) ? makeEnds() : null,
     view.normalize !== "fixed" && NOT_PCA.has(view.style)
-      ? makeRange("clip", "Saturate", 0, 5, 0.5, "Per cent of the strongest values that share the last colour, so that a single peak does not darken the rest.")
+      ? makeRange("clip", "Saturate", 0, 5, 0.5, view.clip ? `The strongest ${view.clip} % share the last colour.` : "At 0 the strongest value alone has the last colour.")
       : null,
   );
   if (focused) document.getElementById(focused)?.focus();
@@ -68,12 +70,12 @@ function makeStyle(style, words, hint, layer) {
 
 function makeSort() {
   const choices = [["index", "Number"], ["mean", "Mean activation"]];
-  return makeChoice("sort", "Order", choices, view.sort, (sort) => change({ sort }), "By the mean the channels that react most to this photograph come first.");
+  return makeChoice("sort", "Order", choices, view.sort, (sort) => change({ sort }), view.sort === "mean" ? "Those that react most to this photograph come first." : "As the network numbers them.");
 }
 
 function makeSides() {
   const choices = [["48", "Small"], ["96", "Medium"], ["160", "Large"], ["288", "Very large"]];
-  return makeChoice("tile", "Size", choices, String(view.tile), (tile) => change({ tile: Number(tile) }), "A cell is always a whole number of pixels, so nothing is blurred.");
+  return makeChoice("tile", "Size", choices, String(view.tile), (tile) => change({ tile: Number(tile) }), "A cell is a whole number of pixels: nothing is blurred.");
 }
 
 function makeTable(key, words, table) {
@@ -84,7 +86,7 @@ function makeTable(key, words, table) {
 function makeColormap() {
   const choices = [["", "as the values need"], ...COLORMAPS.map((name) => [name, name])];
   if (view.colormap && !COLORMAPS.includes(view.colormap)) choices.push([view.colormap, view.colormap]);
-  const hint = view.colormap ? "Runs from the smallest to the largest value of the scale." : "Black is zero after an activation; before one, white is zero, red above, blue below.";
+  const hint = view.colormap ? "Runs from the smallest to the largest value of the scale." : "Black is zero. Where values go below it, white is zero, blue is below.";
   return makeChoice("colormap", "Colours", choices, view.colormap, (colormap) => change({ colormap }), hint);
 }
 
@@ -113,7 +115,7 @@ function makeClasses() {
 }
 
 async function list(select) {
-  const classes = await labelled(view.image, scene.network);
+  const classes = await labelled(scene.photo.id, scene.network);
   fill(select, classes.map(({ index, name, share }) => make("option", { value: index, selected: index === (view.target ?? classes[0].index) }, `${name}${share === null ? "" : ` · ${Math.round(share * 100)} %`}`)));
   if (view.target === null) change({ target: classes[0].index });
 }

@@ -11,6 +11,7 @@ const file = document.getElementById("file");
 const veil = document.getElementById("veil");
 const camera = document.getElementById("camera");
 const video = document.getElementById("video");
+const shutter = document.getElementById("shoot");
 let entered = 0;
 
 document.getElementById("choose").addEventListener("click", () => file.click());
@@ -66,14 +67,16 @@ if (navigator.mediaDevices?.getUserMedia) {
   const button = make("button", { type: "button", id: "webcam", on: { click: openCamera } }, "Webcam");
   document.getElementById("sample").after(button);
   camera.addEventListener("close", closeCamera);
-  document.getElementById("shoot").addEventListener("click", shoot);
+  shutter.addEventListener("click", shoot);
 }
 
 async function openCamera() {
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
+    shutter.disabled = true;
     camera.showModal();
     await video.play();
+    shutter.disabled = false;
   } catch (error) {
     say(error.name === "NotAllowedError" ? "The browser was told not to lend the webcam." : "There is no webcam to be had.", { kind: "problem" });
   }

@@ -41,12 +41,12 @@ async function draw() {
   try {
     place.setAttribute("aria-busy", "true");
     await (style === "grid" ? drawTiles(layer, drawn) : drawPicture(layer, style, drawn));
-    await describe(layer, drawn);
   } catch (error) {
     if (draw.now === drawn) refuse(error);
-  } finally {
-    if (draw.now === drawn) place.setAttribute("aria-busy", "false");
   }
+  if (draw.now !== drawn) return;
+  place.setAttribute("aria-busy", "false");
+  describe(layer, drawn).catch(complain);
 }
 
 async function drawTiles(layer, drawn) {
