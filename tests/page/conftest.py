@@ -54,7 +54,7 @@ def expected() -> list[str]:
 def opening(
     service: Running, browser: Browser, visits: list[Visit], expected: list[str]
 ) -> Iterator[Opening]:
-    """Opens the page in a browser of its own; afterwards nothing was asked of another host, nothing failed."""
+    """Opens the page in a browser of its own; afterwards no other host was asked and nothing failed."""
     with ExitStack() as closing:
 
         def open_page(view: str = "", url: str = service.url, wait: bool = True, **given: Any) -> Page:

@@ -35,6 +35,10 @@ def statistics(http: httpx.Client, view: dict[str, str]) -> dict[str, object]:
     return http.get(f"/v1/images/{view['image']}/statistics", params=given).json()["layers"][0]
 
 
+def channels_of(page: Page, tiles: str) -> list[int]:
+    return page.locator(tiles).evaluate_all("all => all.map((tile) => Number(tile.dataset.channel))")
+
+
 def layers(http: httpx.Client) -> list[dict[str, object]]:
     return http.get(f"/v1/models/{MODEL}/layers").json()["layers"]
 
@@ -112,7 +116,7 @@ def test_a_row_tells_what_list_layers_tells(page: Page, http: httpx.Client) -> N
     page.fill("#search", str(row["name"]))
     told = page.locator(f'.row[data-layer="{row["name"]}"]')
     shape, field = row["shape"], row["receptive_field"]
-    expect(told).to_contain_text(" × ".join(str(side) for side in shape[1:]))  # type: ignore[index]
+    expect(told).to_contain_text(" \N{MULTIPLICATION SIGN} ".join(str(side) for side in shape[1:]))  # type: ignore[index]
     expect(told).to_contain_text(f"sees {field['size'][0]} px")  # type: ignore[index]
     expect(told).to_contain_text("÷ 2")
     expect(told).to_contain_text(f"{int(str(row['macs'])) / 1e6:.1f} M MACs")
@@ -139,7 +143,7 @@ def test_channels_are_sorted_by_mean_and_dead_ones_are_dimmed(opening: Opening, 
     view = view_of(page)
     expect(page.locator(".tile")).to_have_count(int(str(deep["channels"])))
     means = array(http, view)[0].astype(np.float64).mean(axis=(1, 2))
-    shown = page.locator(".tile").evaluate_all("tiles => tiles.map((tile) => Number(tile.dataset.channel))")
+    shown = channels_of(page, ".tile")
     assert np.all(np.diff(means[shown]) <= 1e-6)
     dead = page.locator(".tile.dead").evaluate_all(
         "tiles => tiles.map((tile) => Number(tile.dataset.channel))"

@@ -16,7 +16,7 @@ async def page(request: Request) -> Response:
     return await page_file("index.html", request)
 
 
-@router.get("/page/{name}")
+@router.get("/static/{name}")
 async def page_file(name: str, request: Request) -> Response:
     """What the page is made of."""
     return file_response(await pipeline_of(request).in_thread(find_file, FOLDER, name), request)

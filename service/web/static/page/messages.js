@@ -32,7 +32,7 @@ export function sentence(error) {
     "body-too-large": " Make it smaller and try again.",
     "unsupported-image-format": " JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF are read.",
     overloaded: " It was tried several times; try again in a while.",
-    unauthorized: " Reload the page to enter another key.",
+    unauthenticated: " Reload the page to enter another key.",
   };
   const text = error.message.charAt(0).toUpperCase() + error.message.slice(1);
   return `${/[.!?]$/.test(text) ? text : `${text}.`}${advice[error.code] ?? ""}`;
