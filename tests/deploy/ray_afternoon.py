@@ -1,0 +1,98 @@
+"""The service on Ray under load, told as one line of JSON; run by Ray's own Python where there is only loopback.
+
+`ray_afternoon.py FOLDER kill` kills one of two replicas by its pid amid the load; `ray_afternoon.py FOLDER 2`
+counts the answers a second of two.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import ray
+from ray import serve
+
+PORT = 18265
+URL = f"http://127.0.0.1:{PORT}/v1/models/cifar-resnet/features"
+CLIENTS = 8
+
+
+def start(folder: str, replicas: int) -> None:
+    os.environ |= {"RAY_MIN_REPLICAS": str(replicas), "RAY_MAX_REPLICAS": str(replicas)}
+    os.environ |= {
+        "FEATUREMAPS_ALLOW_ANONYMOUS": "true",
+        "FEATUREMAPS_IMAGE_STORE": f"{folder}/images.sqlite3",
+    }
+    ray.init(
+        _node_ip_address="127.0.0.1",
+        _temp_dir=folder,
+        include_dashboard=False,
+        num_cpus=max(2, replicas),
+        object_store_memory=200 << 20,
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    from deploy.ray.application import application
+
+    serve.run(application, logging_config={"enable_access_log": False})
+
+
+def replicas() -> list[int]:
+    """Pids of the processes that hold a replica of the service."""
+    titles = {int(file.parent.name): file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline")}
+    return [
+        pid
+        for pid, title in titles.items()
+        if title.startswith(b"ray::ServeReplica") and b":Service" in title
+    ]
+
+
+async def load(seconds: float, query: str, picture: bytes, during: Any = None) -> dict[str, Any]:
+    """Clients that each wait for their answer; every status, and how many bytes were not as expected."""
+    statuses: dict[str, int] = {}
+    end = time.monotonic() + seconds
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while time.monotonic() < end:
+            try:
+                async with session.post(f"{URL}?{query}", data=picture) as answer:
+                    whole = len(await answer.read())
+                    status = f"{answer.status}" if whole else "empty"
+            except aiohttp.ClientError as error:
+                status = type(error).__name__
+            statuses[status] = statuses.get(status, 0) + 1
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
+        tasks = [asyncio.create_task(client(session)) for _ in range(CLIENTS)]
+        if during is not None:
+            await asyncio.sleep(seconds / 3)
+            during()
+        await asyncio.gather(*tasks)
+    return {"statuses": statuses, "a_second": statuses.get("200", 0) / (time.monotonic() - end + seconds)}
+
+
+def main(folder: str, what: str) -> dict[str, Any]:
+    picture = Path(folder, "picture.jpg").read_bytes()
+    if what == "kill":
+        start(folder, 2)
+        before = replicas()
+        told = asyncio.run(load(12, "layers=stages", picture, lambda: os.kill(before[0], signal.SIGKILL)))
+        end = time.monotonic() + 60
+        while len(replicas()) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        return {**told, "before": before, "after": replicas()}
+    start(folder, int(what))
+    asyncio.run(load(3, "layers=stages&pool=avg", picture))
+    return {what: asyncio.run(load(10, "layers=stages&pool=avg", picture))}
+
+
+if __name__ == "__main__":
+    try:
+        print("TOLD", json.dumps(main(*sys.argv[1:])), flush=True)
+    finally:
+        serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,52 @@
+"""The service on Ray Serve. Ray listens on every interface: here loopback is the only one."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import encoded, photograph
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+PROGRAM = ROOT / ".venv-ray/bin/python"
+ALONE = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
+
+
+def afternoon(folder: Path, what: str) -> tuple[dict[str, Any], str]:
+    """What `ray_afternoon.py` tells, and Ray's own words."""
+    if not PROGRAM.exists():
+        pytest.skip("no .venv-ray: make check-deploy installs Ray")
+    if shutil.which("unshare") is None or subprocess.run([*ALONE, "true"], check=False).returncode:
+        pytest.skip("no network of its own can be had here (unshare, ip)")
+    (folder / "picture.jpg").write_bytes(encoded(photograph(), "JPEG"))
+    done = subprocess.run(
+        [*ALONE, str(PROGRAM), str(ROOT / "tests/deploy/ray_afternoon.py"), str(folder), what],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("FEATUREMAPS_")},
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    words = done.stdout + done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")] or [words]
+    return json.loads(told.removeprefix("TOLD ")), words
+
+
+def test_a_replica_that_is_killed_under_load_loses_no_request(tmp_path: Path) -> None:
+    told, words = afternoon(tmp_path, "kill")
+    assert told["statuses"].keys() == {"200"}
+    assert told["statuses"]["200"] > 20
+    # It had work when it was killed, and another one has taken its place.
+    assert "will not be considered for future requests because it has died" in words
+    assert len(told["before"]) == len(told["after"]) == 2
+    assert told["before"][0] not in told["after"]
