@@ -1,4 +1,4 @@
-"""The service on Ray under load, told as one line of JSON; run by Ray's own Python where there is only loopback.
+"""The service on Ray under load, told as one line of JSON; run by Ray's Python where there is only loopback.
 
 `ray_afternoon.py FOLDER kill` kills one of two replicas by its pid amid the load; `ray_afternoon.py FOLDER 2`
 counts the answers a second of two.
