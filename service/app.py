@@ -20,12 +20,15 @@ from service.values import Limits
 from service.web.access import Guard, is_loopback
 from service.web.application import build
 from service.web.keys import KeyRing
+from service.web.place import ALONE, Place
 
 BUNDLED = (Path(__file__).parent / "bundled_models", Path(__file__).parent.parent / "models")
 
 
-def make_pipeline(settings: Settings) -> Pipeline:
+def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
     """Everything behind the door: what the service and the command share.
+
+    Each of several workers has its share of threads, places and bytes; kept images are shared anyway.
 
     Raises:
         ConfigurationError: the settings or the installation do not allow it.
@@ -36,7 +39,8 @@ def make_pipeline(settings: Settings) -> Pipeline:
         optimization=settings.graph_optimization,
         threads=settings.network_threads,
     )
-    plans = PlanCache(settings.plan_cache_bytes)
+    plans = PlanCache(settings.plan_cache_bytes // workers)
+    threads = settings.threads or len(os.sched_getaffinity(0))
 
     def load_model(name: str, version: str, file: Path, folder: Path) -> LoadedModel:
         return load(name, version, file, folder, runtime, plans)
@@ -49,10 +53,10 @@ def make_pipeline(settings: Settings) -> Pipeline:
             max_bytes=settings.image_store_bytes,
             max_age_s=settings.image_max_age_s,
         ),
-        Admission(settings.max_in_flight, settings.max_in_flight_bytes),
+        Admission(max(1, settings.max_in_flight // workers), max(1, settings.max_in_flight_bytes // workers)),
         runtime=f"onnxruntime {runtime.version}",
-        threads=settings.threads or len(os.sched_getaffinity(0)),
-        map_cache_bytes=settings.map_cache_bytes,
+        threads=max(1, threads // workers),
+        map_cache_bytes=settings.map_cache_bytes // workers,
         max_batch_pixels=settings.max_batch_pixels if _batches(settings, runtime) else 0,
         plans=plans,
     )
@@ -63,13 +67,14 @@ def _batches(settings: Settings, runtime: Runtime) -> bool:
     return settings.batching == "on" or (settings.batching == "auto" and runtime.provider == "cuda")
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """The whole service as an ASGI application."""
+def make_app(settings: Settings, place: Place = ALONE) -> FastAPI:
+    """The whole service as an ASGI application; as one of several workers with its share of the budgets."""
     return build(
-        make_pipeline(settings),
+        make_pipeline(settings, place.workers),
         eager=settings.load == "eager",
         settings=shown(settings),
         guard=guard_of(settings),
+        place=place,
     )
 
 

@@ -53,6 +53,12 @@ class Settings(BaseModel):
     )
     provider: Literal["cpu", "cuda", "auto"] = Field("cpu", description="Execution provider")
     provider_fallback: bool = Field(False, description="Run on the CPU where provider cuda is not to be had")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Worker processes; they divide threads, places, bytes and rates among them",
+    )
     threads: int = Field(0, ge=0, le=256, description="Threads of each stage of a request; 0 is one a core")
     network_threads: int = Field(
         1,
@@ -111,6 +117,13 @@ class Settings(BaseModel):
     allow_admin: bool = Field(
         False, description="Whether models may be loaded, unloaded and uploaded over HTTP"
     )
+    drain_grace_s: float = Field(
+        5.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How long connections are still taken after SIGTERM, while readiness says 503, seconds",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
 
 

@@ -23,6 +23,7 @@ class Server:
     url: str
     pid: int
     log: list[str]
+    process: subprocess.Popen[str]
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
@@ -32,7 +33,8 @@ class Server:
 def serving(*options: str, wait: bool = True, cwd: Path | None = None, **environ: str) -> Iterator[Server]:
     """Start `featuremaps serve`, wait until it is ready, and end it by its own pid."""
     scratch = tempfile.TemporaryDirectory()
-    environ = {"FEATUREMAPS_IMAGE_STORE": f"{scratch.name}/images.sqlite3", **environ}
+    given = {"FEATUREMAPS_IMAGE_STORE": f"{scratch.name}/images.sqlite3", "FEATUREMAPS_DRAIN_GRACE_S": "0"}
+    environ = {**given, **environ}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FEATUREMAPS_")} | environ
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "serve", "--port", "0", *options],
@@ -47,7 +49,7 @@ def serving(*options: str, wait: bool = True, cwd: Path | None = None, **environ
     following = threading.Thread(target=_follow, args=(process, lines, found))
     following.start()
     try:
-        server = Server(found.get(timeout=60), process.pid, lines)
+        server = Server(found.get(timeout=60), process.pid, lines, process)
         if not server.url:
             raise RuntimeError("".join(lines))
         if wait:

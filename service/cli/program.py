@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, get_args
 import click
 
 from service import __version__
+from service.cli.logs import set_up
 from service.cli.options import OFFLINE, drawing_options, reduction_options, setting_options
 from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
@@ -70,9 +70,14 @@ def serve(options: Mapping[str, Any]) -> None:
       featuremaps serve --models ./models --port 9000 --graph-optimization off
       FEATUREMAPS_PORT=9000 featuremaps serve --models resnet50.onnx
     """
+    settings = _settings(options)
+    if settings.workers > 1:
+        from service.cli.workers import supervise
+
+        sys.exit(supervise(settings))
     from service.cli.server import run
 
-    run(_settings(options))
+    run(settings)
 
 
 @main.command()
@@ -308,7 +313,7 @@ def _pipeline(options: Mapping[str, Any], model: str | None = None) -> Iterator[
 
 def _settings(options: Mapping[str, Any]) -> Settings:
     settings = read_settings(options, os.environ)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
+    set_up(settings)
     return settings
 
 

@@ -1,20 +1,85 @@
-"""Starting the HTTP server."""
+"""Starting the HTTP server, and ending it well."""
 
+import asyncio
+import logging
+import math
+import os
+import signal
 import socket
+import time
+from types import FrameType
+from typing import Any
 
-import click
 import uvicorn
 
-from service import __version__
 from service.app import make_app
-from service.errors import ConfigurationError
+from service.cli.arrivals import Arrivals, accept, listen
 from service.settings import Settings
 
 # Longer than proxies keep idle connections (60 s in most), so that it is they who close them.
 KEEP_ALIVE_S = 75
-# uvloop accepts one connection a turn of its loop for each socket that listens; a busy loop turns seldom,
-# and new clients then wait for seconds to be refused. The same socket again takes the next in line.
-LISTENERS = 16
+# After the last connection was taken, requests that are in its buffer already are still read.
+LAST_LOOK_S = 0.3
+log = logging.getLogger("featuremaps.server")
+
+
+class Server(uvicorn.Server):
+    """Ends well: readiness first, then a grace period, then no new connections, then what was accepted.
+
+    A second signal ends at once.
+    """
+
+    def __init__(self, app: Any, settings: Settings, arrivals: Arrivals, grace_s: float) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(settings.max_timeout_s),
+        )
+        super().__init__(config)
+        self.readiness = app.state.readiness
+        self._arrivals = arrivals
+        self._grace_s = grace_s
+        self._ends_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to end; nobody balances load between terminals, so Ctrl+C has no grace period."""
+        if self.readiness.is_draining:
+            log.warning("ended at once by a second signal")
+            os._exit(128 + sig)
+        self.drain(0 if sig == signal.SIGINT else self._grace_s)
+
+    def drain(self, grace_s: float) -> None:
+        """Tell that no new work should be sent here, and end after a while."""
+        self.readiness.is_draining = True
+        self._ends_at = time.monotonic() + grace_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._arrivals.has_ended and self._ends_at == math.inf:
+            self.drain(0)
+        self.should_exit = self.should_exit or time.monotonic() >= self._ends_at
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections when the application has started."""
+        await super().startup(sockets=[])
+        self._arrivals.begin(self._protocol)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was accepted, for as long as the longest request may take."""
+        self._arrivals.end()
+        await asyncio.sleep(LAST_LOOK_S)
+        await super().shutdown(sockets=[])
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
 
 def run(settings: Settings) -> None:
@@ -24,27 +89,5 @@ def run(settings: Settings) -> None:
         ConfigurationError: the address cannot be listened on, or the settings do not allow a start.
     """
     app = make_app(settings)
-    listening = _listen(settings.host, settings.port)
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    click.echo(f"featuremaps {__version__} listens on http://{shown}:{port}")
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-    )
-    uvicorn.Server(config).run(sockets=[listening, *(listening.dup() for _ in range(LISTENERS - 1))])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    return listening
+    listening = listen(settings)
+    Server(app, settings, Arrivals(listening, accept), settings.drain_grace_s).run()

@@ -8,23 +8,27 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.pipeline.work import Pipeline
-from service.web import journal, openapi, problems
+from service.web import journal, openapi, problems, siblings
 from service.web.access import Access, Guard
 from service.web.door import Readiness
 from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
+from service.web.place import Place
 from service.web.routes import access, docs, features, images, models, operation, page
 from service.web.v2 import repository
 from service.web.visits import Visits
 
 
-def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], guard: Guard) -> FastAPI:
+def build(
+    pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], guard: Guard, place: Place
+) -> FastAPI:
     """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(_load(app, eager))
-        yield
+        async with siblings.answering(place, app.state.metrics):
+            yield
         loading.cancel()
         await asyncio.to_thread(pipeline.close)
 
@@ -39,7 +43,8 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], gu
     )
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
-    app.state.metrics = Metrics(pipeline, app.state.readiness, worker=0)
+    app.state.metrics = Metrics(pipeline, app.state.readiness, place)
+    app.state.place = place
     app.state.settings = settings
     app.state.guard = guard
     for routes in (access, features, images, models, operation, docs, page, repository):
@@ -50,11 +55,13 @@ def build(pipeline: Pipeline, *, eager: bool, settings: Mapping[str, object], gu
     app.add_middleware(Visits, admission=pipeline.admission, limits=pipeline.limits)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Access, guard=guard, admission=pipeline.admission, limits=pipeline.limits)
-    app.add_middleware(RequestContext, tell=(app.state.metrics.observe, journal.write))
+    app.add_middleware(
+        RequestContext, readiness=app.state.readiness, tell=(app.state.metrics.observe, journal.write)
+    )
     return app
 
 
 async def _load(app: FastAPI, eager: bool) -> None:
     if eager:
         await app.state.pipeline.load_all()
-    app.state.readiness.ready = True
+    app.state.readiness.is_loaded = True

@@ -12,13 +12,21 @@ class Readiness:
     """Whether new work should be sent here."""
 
     def __init__(self) -> None:
-        self.ready = False
+        self.is_loaded = False
+        self.is_draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Models are loaded, and the service does not end."""
+        return self.is_loaded and not self.is_draining
 
     def check(self) -> None:
         """Raises:
-        NotReady: models are still loading.
+        NotReady: models are still loading, or the service is ending.
         """
-        if not self.ready:
+        if self.is_draining:
+            raise NotReady("the service is ending: send new work elsewhere", retry_after_s=1)
+        if not self.is_loaded:
             raise NotReady("models are still loading; list_models shows which", retry_after_s=1)
 
 

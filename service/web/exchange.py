@@ -52,7 +52,7 @@ class Exchange:
     @property
     def caller(self) -> str | None:
         """Who asked, where callers have names."""
-        return getattr(self.scope.get(CALLER), "name", None)
+        return getattr(self.scope.get(CALLER), "name", None) or None
 
     @property
     def spans(self) -> tuple[Span, ...]:

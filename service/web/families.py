@@ -1,8 +1,9 @@
 """Numbers as families of Prometheus metrics: one prefix, one way to write each kind."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
+import orjson
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -11,6 +12,8 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service.pipeline.figures import Distribution
 
@@ -70,3 +73,25 @@ def summaries(
 def info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
     """What does not change, as labels of a one."""
     return InfoMetricFamily(f"{PREFIX}_{name}", text, dict(labels))
+
+
+def dump(families: Iterable[Metric]) -> bytes:
+    """Families as JSON, for `Joined`."""
+    told = [
+        [f.name, f.documentation, f.type, [[s.name, s.labels, s.value] for s in f.samples]] for f in families
+    ]
+    return orjson.dumps(told)
+
+
+class Joined(Collector):
+    """Families of one worker with the samples of others' added, family by family."""
+
+    def __init__(self, families: Iterable[Metric], dumps: Iterable[bytes]) -> None:
+        self._families = {family.name: family for family in families}
+        for name, text, kind, samples in chain.from_iterable(map(orjson.loads, dumps)):
+            family = self._families.setdefault(name, Metric(name, text, kind))
+            family.samples.extend(Sample(*sample) for sample in samples)
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them."""
+        return self._families.values()

@@ -7,7 +7,7 @@ alone, since the library's locks and look-ups were measured to take five times a
 
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -19,8 +19,9 @@ from service.pipeline.figures import Distribution
 from service.pipeline.work import Pipeline
 from service.web.door import Readiness
 from service.web.exchange import Exchange
-from service.web.families import counters, gauge, histograms, info
+from service.web.families import Joined, counter, counters, dump, gauge, histograms, info
 from service.web.gauges import inside
+from service.web.place import Place
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 # OpenTelemetry's advice for http.server.request.duration.
@@ -32,10 +33,10 @@ BYTES = tuple(1024 * 4**power for power in range(10))
 class Metrics:
     """All metrics of one process; `observe` belongs to the event loop."""
 
-    def __init__(self, pipeline: Pipeline, readiness: Readiness, worker: int) -> None:
+    def __init__(self, pipeline: Pipeline, readiness: Readiness, place: Place) -> None:
         self._pipeline = pipeline
         self._readiness = readiness
-        self._worker = str(worker)
+        self._place = place
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
@@ -61,17 +62,20 @@ class Metrics:
         if exchange.left_while is not None:
             self._cancelled[exchange.left_while] += 1
 
-    def collect(self) -> Iterable[Metric]:
-        """Every family of this process, each sample with its worker."""
+    def dump(self) -> bytes:
+        """Every family of this process, for another worker."""
+        return dump(self._families())
+
+    def expose(self, accept: str, others: Sequence[bytes] = ()) -> tuple[bytes, str]:
+        """This worker's metrics and the others' as text, and its media type; OpenMetrics where asked for."""
+        encode, media_type = choose_encoder(accept)
+        return encode(Joined(self._families(), others)), media_type
+
+    def _families(self) -> Iterable[Metric]:
         for family in (*self._door(), *inside(self._pipeline.figures()), *self._process.collect()):
             for sample in family.samples:
-                sample.labels["worker"] = self._worker
+                sample.labels["worker"] = str(self._place.worker)
             yield family
-
-    def expose(self, accept: str) -> tuple[bytes, str]:
-        """All of it as text, and its media type; OpenMetrics where it is asked for."""
-        encode, media_type = choose_encoder(accept)
-        return encode(self), media_type
 
     def _door(self) -> Iterable[Metric]:
         build = {
@@ -81,6 +85,7 @@ class Metrics:
         }
         yield info("build", "What answers", build)
         yield gauge("ready", "Whether new work should be sent here", self._readiness.ready)
+        yield counter("worker_starts", "How often this worker was started", self._place.starts)
         requests = [([m, r, str(s), name], n) for (m, r, s, name), n in list(self._requests.items())]
         labels = ["method", "route", "status", "model"]
         yield counters("requests", "Requests that are over", labels, requests)

@@ -8,6 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.web.door import Readiness
 from service.web.exchange import EXCHANGE, Exchange, Tell
 from service.web.problems import bug
 
@@ -18,8 +19,9 @@ SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-
 class RequestContext:
     """Gives each request an id, repeats it in the answer, tells of it when it is over; answers our bugs."""
 
-    def __init__(self, app: ASGIApp, tell: Sequence[Tell] = ()) -> None:
+    def __init__(self, app: ASGIApp, readiness: Readiness, tell: Sequence[Tell]) -> None:
         self._app = app
+        self._readiness = readiness
         self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,6 +40,8 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                if self._readiness.is_draining:
+                    headers["Connection"] = "close"
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

@@ -1,0 +1,115 @@
+"""Several worker processes behind one socket: even, seen as one, replaced when they die."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.builders import encoded, photograph
+from tests.servers import Server, serving
+
+FEATURES = "/v1/models/small/features?layers=stem/relu"
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    options = ("--workers", "2", "--max-in-flight", "10", "--log-format", "json")
+    with serving("--models", str(repository), *options) as server:
+        until(server, lambda found: sum(found["featuremaps_ready"].values()) == 2)
+        yield server
+
+
+def look(server: Server) -> dict[str, dict[tuple[str, str], float]]:
+    """Samples by name, by worker and model."""
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    with server.client() as client:
+        text = client.get("/metrics").text
+    for family in text_string_to_metric_families(text):
+        for s in family.samples:
+            samples = found.setdefault(s.name, {})
+            key = (s.labels["worker"], s.labels.get("model", ""))
+            samples[key] = samples.get(key, 0) + s.value
+    return found
+
+
+def until(server: Server, holds: object) -> None:
+    end = time.monotonic() + 60
+    while not holds(look(server)):  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def by_worker(found: dict[str, dict[tuple[str, str], float]], name: str, model: str = "") -> dict[str, float]:
+    return {worker: value for (worker, of), value in found[name].items() if of == model}
+
+
+def test_kept_alive_clients_are_spread_evenly_and_their_requests_add_up(server: Server) -> None:
+    image = encoded(photograph(32, 32))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.client()) for _ in range(8)]
+        for client in clients * 5:
+            assert client.post(FEATURES, content=image).status_code == 200
+    # Other connections, such as those of this test's looks, come and go between them.
+    counts = by_worker(look(server), "featuremaps_requests_total", "small")
+    assert sum(counts.values()) == 40
+    assert min(counts.values()) >= 15
+
+
+def test_places_and_bytes_are_divided_and_add_up(server: Server) -> None:
+    found = look(server)
+    assert by_worker(found, "featuremaps_max_in_flight") == {"0": 5, "1": 5}
+    assert sum(found["featuremaps_max_held_bytes"].values()) == 2 << 30
+    assert sum(found["featuremaps_max_plans_bytes"].values()) == 1 << 30
+
+
+def test_the_log_names_the_worker(server: Server) -> None:
+    with ExitStack() as stack:
+        for i in range(2):
+            client: httpx.Client = stack.enter_context(server.client())
+            client.get("/livez", headers={"X-Request-Id": f"asked{i}"})
+    end = time.monotonic() + 10
+    while len(told := [line for line in server.log if '"request_id": "asked' in line]) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert {json.loads(line)["worker"] for line in told} == {0, 1}
+
+
+def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(server: Server) -> None:
+    image = encoded(photograph(32, 32))
+    before = pids(server)
+    os.kill(before["1"], signal.SIGKILL)
+    until(server, lambda found: by_worker(found, "featuremaps_worker_starts_total").get("1") == 2)
+    with server.client() as client:
+        assert client.post(FEATURES, content=image).status_code == 200
+    until(server, lambda found: sum(found["featuremaps_ready"].values()) == 2)
+    after = pids(server)
+    assert after["0"] == before["0"]
+    assert after["1"] != before["1"]
+    assert any("worker 1 ended with status -9 and is replaced" in line for line in server.log)
+
+
+def test_a_setting_that_no_worker_can_start_with_ends_them_all(repository: Path) -> None:
+    with pytest.raises(RuntimeError), serving("--workers", "2", "--models", "/nowhere"):
+        pass
+
+
+def pids(server: Server) -> dict[str, int]:
+    """Of each worker, as the operating system lists them."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+            if parent == server.pid and b"service.cli.worker" in words:
+                found[words[words.index(b"service.cli.worker") + 2].decode()] = int(process.name)
+    return found
