@@ -67,6 +67,10 @@ class LayerNotFound(RequestError):
     code, title = "layer-not-found", "No such layer"
 
 
+class OutputNotFound(RequestError):
+    code, title = "output-not-found", "The model has no such output or layer"
+
+
 class NotAcceptable(RequestError):
     code, title = "not-acceptable", "No format that both sides accept"
 
@@ -89,6 +93,10 @@ class AnswerTooLarge(RequestError):
 
 class UnsupportedBody(RequestError):
     code, title = "unsupported-media-type", "This kind of body is not supported"
+
+
+class UnsupportedCoding(RequestError):
+    code, title = "unsupported-content-encoding", "This content coding of the body is not supported"
 
 
 class UnsupportedImage(RequestError):

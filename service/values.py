@@ -27,8 +27,20 @@ Style = Literal["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam
 Combine = Literal["mean", "max", "norm"]
 Normalize = Literal["layer", "channel", "fixed"]
 PictureFormat = Literal["png", "webp", "jpeg"]
-Coding = Literal["zstd", "gzip"]
+Coding = Literal["zstd", "gzip", "deflate"]
 Chunk = bytes | memoryview
+# The v2 protocol's names of numpy's; text, and an encoded image, is an object of Python's.
+DATATYPES = {
+    "BOOL": "bool",
+    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    "FP16": "float16",
+    "BF16": "bfloat16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BYTES": "str",
+}
+DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +116,13 @@ class Placement:
 class Prepared:
     """What the network really sees: `tensor` (N, ...) in the graph's layout and dtype.
 
-    `placements` holds one entry an image; it is empty for a ready tensor.
+    `placements` holds one entry an image; it is empty for a ready tensor. `others` are the values of
+    further inputs, where they are not the manifest's constants.
     """
 
     tensor: Array
     placements: tuple[Placement, ...] = ()
+    others: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -249,9 +263,38 @@ class StoredImage:
     expires_at: float
 
 
+@dataclass(frozen=True)
+class Output:
+    """One output that a v2 request asks for by its exact name.
+
+    `classes` is how many of the highest values are wanted, as text, instead of all.
+    """
+
+    name: str
+    reduction: Reduction
+    binary: bool
+    classes: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """What a v2 request sends and asks: `body` is all of it, its JSON part `head_bytes` long.
+
+    `tensors` are by the input's name, texts and encoded images as objects of `bytes`; None is the raw
+    request, whose body is the one input. Without `outputs` all declared ones are wanted, as `default` is.
+    """
+
+    body: bytes
+    head_bytes: int
+    id: str | None
+    tensors: Mapping[str, Array] | None
+    outputs: tuple[Output, ...] | None
+    default: Output
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What one request asks: images (encoded) or a ready tensor (`.npy`), and what is wanted of them.
+    """What one request asks: images (encoded), a ready tensor (`.npy`) or an inference, and what of them.
 
     `format` None leaves the choice to `accept`; `coding` is the content coding of the answer.
     `image_id` names a kept image of `owner`, whose maps are worth keeping too.
@@ -271,6 +314,16 @@ class Job:
     image_id: str | None = None
     owner: str = ""
     timeout_s: float = 60.0
+    inference: Inference | None = None
+
+    @cached_property
+    def _outputs(self) -> Mapping[str, Output]:
+        outputs = (self.inference and self.inference.outputs) or ()
+        return {output.name: output for output in outputs}
+
+    def reduction_of(self, layer: str) -> Reduction:
+        """What is done to a layer's map: an inference may ask for each output apart."""
+        return self._outputs[layer].reduction if layer in self._outputs else self.reduction
 
 
 @dataclass(frozen=True)
@@ -298,6 +351,7 @@ class Payload:
     coding: Coding | None = None
     uncoded_bytes: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
+    images: int = 1
 
     @property
     def size(self) -> int:

@@ -166,6 +166,10 @@ class Entry:
                 return version.peek()
         return None
 
+    def is_loading(self, number: str | None) -> bool:
+        """Whether somebody loads this version at this moment."""
+        return any(v.state == "loading" for v in self.versions if number in (None, v.version))
+
     def summary(self) -> Summary:
         """State and default version: of the highest that did not fail."""
         numbers = tuple(version.version for version in reversed(self.versions))

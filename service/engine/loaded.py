@@ -1,10 +1,9 @@
 """One model in memory: its layers, its recipe, and running just what some layers need."""
 
 import threading
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
 from service.engine.layers.axes import input_layout
-from service.engine.layers.listing import list_layers
+from service.engine.layers.listing import input_layer_row, list_layers
 from service.engine.manifest import Manifest
 from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache
@@ -30,7 +29,7 @@ from service.errors import (
     ServiceError,
     ShapeMismatch,
 )
-from service.values import Array, Identity, Layer, Plan, Preprocessing, ReceptiveField, Step, TensorSpec
+from service.values import Array, Identity, Layer, Plan, Preprocessing, Step, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
 TABLES_KEPT = 16
@@ -52,11 +51,11 @@ class LoadedModel:
     ) -> None:
         self._graph = graph
         self._runtime = runtime
-        self._tables: dict[tuple[int, int] | None, LayerTable] = {}
+        self._tables: dict[Hashable, LayerTable] = {}
         self._tables_lock = threading.Lock()
         self.manifest = manifest
         self.labels = manifests.read_labels(folder, manifest)
-        self.constants = _constants(manifest, graph.inputs)
+        self.constants = manifests.constants(manifest, graph.inputs)
         self.image_input: TensorSpec | None = None
         self.recipe: Preprocessing | None = None
         self.image_input, self.no_image_reason = self._find_image_input()
@@ -85,6 +84,17 @@ class LoadedModel:
     def outputs(self) -> tuple[str, ...]:
         """The declared outputs."""
         return self._graph.outputs
+
+    @property
+    def first_input(self) -> str:
+        """The input that takes the image; where there is none, the first of the graph's."""
+        return self.image_input.name if self.image_input else self._graph.inputs[0].name
+
+    @cached_property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        """The declared outputs that are tensors; None stands for an axis that the inputs decide."""
+        table, known = self.layers(), self._graph.network({}).tensors
+        return tuple(_output_spec(table.by_name[name], known.get(name)) for name in table.outputs)
 
     def image_spec(self) -> TensorSpec:
         """The input that takes the photograph.
@@ -119,29 +129,38 @@ class LoadedModel:
         """Every layer for one image of `size` (H, W), the served size without it."""
         if self.image_input is not None:
             size = self.recipe_at(size).size
-        with self._tables_lock:
-            if size not in self._tables:
-                if len(self._tables) >= TABLES_KEPT:
-                    self._tables.pop(next(iter(self._tables)))
-                self._tables[size] = self._table(size)
-            return self._tables[size]
+        return self._kept_table(size, self._input_shapes(size))
 
-    def run(self, tensor: Array, layers: Sequence[Layer], stop: Stop | None = None) -> dict[str, Array]:
-        """Compute these layers for a tensor (N, ...) of the image input, and nothing that they do not need.
+    def layers_for(self, shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
+        """Every layer for inputs of these shapes, of a model that takes no images."""
+        key = tuple(sorted(shapes.items()))
+        return self._kept_table(key, {**self._input_shapes(None), **shapes})
+
+    def run(
+        self,
+        tensor: Array,
+        layers: Sequence[Layer],
+        stop: Stop | None = None,
+        others: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """Compute these layers for a tensor (N, ...) of the first input, and nothing that they do not need.
 
         Several images run as one batch where that was found to give what single runs give, else one
-        by one; their maps lie along the batch axis.
+        by one; their maps lie along the batch axis. `others` are further inputs' values, before the
+        manifest's constants. A model that takes no images runs once, on tensors as they are.
 
         Raises:
             ShapeMismatch: several images, and a layer without a batch axis.
             ModelFailed: the runtime could not.
             Stopped: `stop` was set meanwhile.
         """
-        _check_batch(tensor, layers)
-        names = _computed(layers)
-        values = {self.image_spec().name: tensor}
-        if names:
-            values |= self._run(tensor, names, stop)
+        names, feeds = _computed(layers), {**self._feeds(tensor), **(others or {})}
+        values = {self.first_input: tensor}
+        if self.image_input is None:
+            values |= self._execution.run(feeds, names, stop=stop)
+        elif names:
+            _check_batch(tensor, layers)
+            values |= self._run(tensor, feeds, names, stop)
         return {layer.name: values[layer.name] for layer in layers}
 
     def run_together(
@@ -239,15 +258,18 @@ class LoadedModel:
             raise ModelFailed(f"model.toml: warm: {error.detail}") from error
 
     def _feeds(self, tensor: Array) -> dict[str, Array]:
-        return {**self.constants, self.image_spec().name: tensor}
+        return {**self.constants, self.first_input: tensor}
 
-    def _run(self, tensor: Array, names: tuple[str, ...], stop: Stop | None) -> Mapping[str, Array]:
+    def _run(
+        self, tensor: Array, feeds: Mapping[str, Array], names: tuple[str, ...], stop: Stop | None
+    ) -> Mapping[str, Array]:
         shape = tensor.shape[1:]
         if len(tensor) == 1:
-            return self._execution.run(self._feeds(tensor), names, stop=stop)
+            return self._execution.run(feeds, names, stop=stop)
         if self._execution.is_separable(names, shape, partial(self._examples, shape)):
-            return self._execution.run(self._feeds(tensor), names, batch=len(tensor), stop=stop)
-        singles = [self._execution.run(self._feeds(image[None]), names, stop=stop) for image in tensor]
+            return self._execution.run(feeds, names, batch=len(tensor), stop=stop)
+        images = [{**feeds, self.first_input: image[None]} for image in tensor]
+        singles = [self._execution.run(values, names, stop=stop) for values in images]
         return {name: np.concatenate([single[name] for single in singles]) for name in names}
 
     def _examples(self, image_shape: tuple[int, ...]) -> Examples:
@@ -302,9 +324,17 @@ class LoadedModel:
     def _network(self) -> Network:
         return self._described(self._input_shapes(self.recipe.size if self.recipe else None))
 
-    def _table(self, size: tuple[int, int] | None) -> LayerTable:
-        network = self._described(self._input_shapes(size))
-        inputs = [_input_layer(self.image_input, network)] if self.image_input else []
+    def _kept_table(self, key: Hashable, shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
+        with self._tables_lock:
+            if key not in self._tables:
+                if len(self._tables) >= TABLES_KEPT:
+                    self._tables.pop(next(iter(self._tables)))
+                self._tables[key] = self._table(shapes)
+            return self._tables[key]
+
+    def _table(self, shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
+        network = self._described(shapes)
+        inputs = [input_layer_row(self.image_input, network)] if self.image_input else []
         return LayerTable(list_layers(network), self._graph.outputs, inputs)
 
 
@@ -322,19 +352,6 @@ def load(
     return model
 
 
-def _constants(manifest: Manifest, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    specs = {spec.name: spec for spec in inputs}
-    constants = {}
-    for name, value in manifest.constants.items():
-        if name not in specs:
-            raise ModelFailed(f"model.toml: constants: the graph has no input {name!r}")
-        try:
-            constants[name] = np.asarray(value, dtype=specs[name].dtype)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ModelFailed(f"model.toml: constants: {name} does not fit {specs[name].dtype}") from error
-    return constants
-
-
 def _computed(layers: Iterable[Layer]) -> tuple[str, ...]:
     """The names of all but the input, which is there already."""
     return tuple(layer.name for layer in layers if layer.index >= 0)
@@ -342,6 +359,13 @@ def _computed(layers: Iterable[Layer]) -> tuple[str, ...]:
 
 def _incomplete(spec: TensorSpec | None) -> bool:
     return spec is None or spec.shape is None or None in spec.shape
+
+
+def _output_spec(layer: Layer, known: TensorSpec | None) -> TensorSpec:
+    """Without symbolic axes only the rank is known, as far as the table knows it."""
+    if known is not None and known.shape is not None:
+        return replace(known, dtype=layer.dtype)
+    return TensorSpec(layer.name, layer.dtype, (None,) * len(layer.shape) if layer.shape else None)
 
 
 def _sides(spec: TensorSpec) -> tuple[int | None, int | None]:
@@ -361,33 +385,3 @@ def _check_batch(tensor: Array, layers: Sequence[Layer]) -> None:
                 limit=1,
                 actual=len(tensor),
             )
-
-
-def _input_layer(spec: TensorSpec, network: Network) -> Layer:
-    """The network's input as a layer, for who asks for it by its own name."""
-    shape = network.shape(spec.name)
-    assert shape is not None
-    channel_axis = 1 if spec.layout == "NCHW" else 3
-    elements = int(np.prod([size or 1 for size in shape]))
-    one = Fraction(1)
-    return Layer(
-        name=spec.name,
-        index=-1,
-        node="",
-        op="Input",
-        shape=shape,
-        dtype=spec.dtype,
-        layout=spec.layout,
-        channel_axis=channel_axis,
-        batch_axis=0,
-        channels=shape[channel_axis],
-        reduction=(one, one),
-        receptive_field=ReceptiveField((1, 1), (0, 0), "exact"),
-        centre=(Fraction(0), Fraction(0)),
-        macs=0,
-        params=0,
-        cumulative_macs=0,
-        bytes_per_image=elements * np.dtype(spec.dtype).itemsize,
-        stage=None,
-        after_activation=False,
-    )

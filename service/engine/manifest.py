@@ -8,10 +8,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import ModelFailed
-from service.values import Color, Fit, Interpolation, PadAt, Preprocessing, TensorSpec
+from service.values import Array, Color, Fit, Interpolation, PadAt, Preprocessing, TensorSpec
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 CHANNELS_OF_COLOR = {"rgb": 3, "bgr": 3, "gray": 1, "y": 1}
@@ -117,6 +118,24 @@ def preprocessing(manifest: Manifest, spec: TensorSpec) -> Preprocessing:
         std=_per_channel(section.std, CHANNELS_OF_COLOR[color], "std"),
         source="model.toml" if manifest.input else "default",
     )
+
+
+def constants(manifest: Manifest, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The values of `[constants]` in the dtypes of the inputs that they are for.
+
+    Raises:
+        ModelFailed: there is no such input, or the value does not fit.
+    """
+    specs = {spec.name: spec for spec in inputs}
+    values = {}
+    for name, value in manifest.constants.items():
+        if name not in specs:
+            raise ModelFailed(f"model.toml: constants: the graph has no input {name!r}")
+        try:
+            values[name] = np.asarray(value, dtype=specs[name].dtype)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ModelFailed(f"model.toml: constants: {name} does not fit {specs[name].dtype}") from error
+    return values
 
 
 def at_size(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:

@@ -3,12 +3,14 @@
 The only module that imports it.
 """
 
+import ctypes
 import importlib.metadata
 import threading
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 
 from service.engine.memory import release_freed
@@ -33,6 +35,9 @@ ELEMENT_TYPES = {
     "bool": "bool",
 } | {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 ERRORS_ONLY = 3
+# numpy has no such type, and the runtime neither takes nor gives it as the package ml_dtypes has it.
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+BFLOAT16_ELEMENT = 16  # onnx.TensorProto.BFLOAT16
 # What a session of hardly any weights was measured to take; weights it holds once.
 SESSION_BYTES = 150_000
 # After a run on a larger input an arena gives back what it took: 4 MB are three channels of 590x590.
@@ -86,6 +91,7 @@ class Session:
         self._session = session
         self._has_arena = has_arena
         self._outputs = [output.name for output in session.get_outputs()]
+        self._makes_bfloat16 = any(output.type == "tensor(bfloat16)" for output in session.get_outputs())
         self._device = device
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.kept_bytes = kept_bytes
@@ -103,8 +109,11 @@ class Session:
         if self._has_arena and sum(value.nbytes for value in feeds.values()) > LARGE_INPUT_BYTES:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            if self._device is None:
-                values = self._session.run(self._outputs, dict(feeds), options)
+            feeds = {name: _given(value) for name, value in feeds.items()}
+            if self._makes_bfloat16:
+                values = self._run_values(feeds, options)
+            elif self._device is None:
+                values = self._session.run(self._outputs, feeds, options)
             else:
                 values = self._run_bound(feeds, stay, self._device, options)
         except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
@@ -112,6 +121,12 @@ class Session:
                 raise Stopped from error
             raise ModelFailed("the network did not run on this input") from error
         return dict(zip(self._outputs, values, strict=True))
+
+    def _run_values(self, feeds: Mapping[str, Value], options: Any) -> Sequence[Value]:
+        """Through the runtime's own values, the only way to get bfloat16; texts cannot be among them."""
+        of = ort.OrtValue.ortvalue_from_numpy
+        given = {n: of(value) if isinstance(value, np.ndarray) else value for n, value in feeds.items()}
+        return [_taken(v) for v in self._session.run_with_ort_values(self._outputs, given, options)]
 
     def _run_bound(
         self, feeds: Mapping[str, Value], stay: Container[str], device: str, options: Any
@@ -230,6 +245,22 @@ def _installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _given(value: Value) -> Value:
+    if not isinstance(value, np.ndarray) or value.dtype != BFLOAT16:
+        return value
+    bits = np.ascontiguousarray(value).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, BFLOAT16_ELEMENT)
+
+
+def _taken(value: Any) -> Value:
+    """A value as an array; bfloat16 is copied out of the runtime's memory."""
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = value.shape()
+    bits = ctypes.string_at(value.data_ptr(), int(np.prod(shape)) * BFLOAT16.itemsize)
+    return np.frombuffer(bits, BFLOAT16).reshape(shape)
 
 
 def _share_threads(threads: int) -> None:

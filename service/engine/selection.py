@@ -87,10 +87,14 @@ class LayerTable:
         pattern = re.compile(fnmatch.translate(term.replace("[", "[[]")))
         return [layer for layer in self.layers if pattern.match(layer.name)]
 
+    def nearest(self, term: str) -> list[str]:
+        """The names that are most like a term."""
+        if len(term) > LONGEST_TERM_COMPARED:
+            return []
+        return difflib.get_close_matches(term, self.by_name, n=SUGGESTIONS, cutoff=0.4)
+
     def _not_found(self, term: str) -> LayerNotFound:
-        near: list[str] = []
-        if len(term) <= LONGEST_TERM_COMPARED:
-            near = difflib.get_close_matches(term, self.by_name, n=SUGGESTIONS, cutoff=0.4)
+        near = self.nearest(term)
         hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
         return LayerNotFound(f"no layer {term!r}{hint} ({HOW_TO_FIND_OUT})", suggestions=near)
 

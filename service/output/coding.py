@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import zstandard
-from isal import igzip
+from isal import igzip, isal_zlib
 
 from service.values import Chunk, Coding
 
@@ -18,16 +18,20 @@ LEAST_GAIN = 0.10
 PREFERENCE: tuple[Coding, ...] = ("zstd", "gzip")
 
 
-def choose_coding(accept_encoding: str | None) -> Coding | None:
-    """The coding that the client likes best, zstd before gzip; None for identity (RFC 9110, 12.5.3)."""
+# All that clients of the v2 protocol undo, whatever they say that they accept.
+OLD_CODINGS: tuple[Coding, ...] = ("gzip", "deflate")
+
+
+def choose_coding(accept_encoding: str | None, offered: Sequence[Coding] = PREFERENCE) -> Coding | None:
+    """The coding that the client likes best, of equals the first; None for identity (RFC 9110, 12.5.3)."""
     if not accept_encoding:
         return None
     qualities = {}
     for part in accept_encoding.split(","):
         name, _, parameter = part.strip().lower().partition(";")
         qualities[name.strip()] = _quality(parameter)
-    wanted = {c: qualities.get(c, qualities.get("*", 0.0)) for c in PREFERENCE}
-    best = max(PREFERENCE, key=lambda coding: wanted[coding])
+    wanted = {c: qualities.get(c, qualities.get("*", 0.0)) for c in offered}
+    best = max(offered, key=lambda coding: wanted[coding])
     return best if wanted[best] > 0 else None
 
 
@@ -64,7 +68,12 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-CODERS = {"zstd": _zstd, "gzip": _gzip}
+def _deflate(chunks: Sequence[Chunk]) -> bytes:
+    """HTTP's deflate is zlib's format (RFC 9110, 8.4.1.2)."""
+    return isal_zlib.compress(_joined(chunks), level=GZIP_LEVEL)
+
+
+CODERS = {"zstd": _zstd, "gzip": _gzip, "deflate": _deflate}
 
 
 def _quality(parameter: str) -> float:

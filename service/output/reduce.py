@@ -1,5 +1,6 @@
 """Array to array: channels, region, pool or grid, cast, in this order, which is part of the contract."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -183,9 +184,8 @@ def _select(layer: Layer, values: Array, channels: Channels) -> tuple[Array, Arr
     assert axis is not None
     if channels.top is None:
         return np.take(values, channels.indices, axis=axis), None
-    size = np.abs(
-        np.moveaxis(values, axis, 1).reshape(len(values), values.shape[axis], -1).astype(np.float64)
-    )
+    moved = np.moveaxis(values, axis, 1)
+    size = np.abs(moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:])).astype(np.float64))
     # What is not a number ranks last.
     activity = np.nan_to_num(size.mean(axis=2), nan=-1.0, posinf=np.inf)
     order = np.argsort(-activity, axis=1, kind="stable")[:, : channels.top].astype(np.int64)

@@ -26,6 +26,6 @@ class _Body:
 
 def identical(job: Job) -> Hashable:
     """Equal for jobs whose answers are equal; the deadline is each request's own."""
-    body = _Body((*job.images, job.tensor or b""))
+    body = _Body((*job.images, job.tensor or b"", job.inference.body if job.inference else b""))
     what = (job.tensor is None, job.layers, job.reduction, job.compress, job.coding, job.size)
     return (*what, job.image_id, job.owner, body)

@@ -11,7 +11,7 @@ from service.intake.decode import decode
 from service.intake.preprocess import preprocess, read_tensor
 from service.output.window import find_window
 from service.pipeline.stopwatch import Stopwatch
-from service.values import Job, Layer, Limits, Picture, Placement, Prepared, Window
+from service.values import Array, Job, Layer, Limits, Picture, Placement, Prepared, Window
 
 Windows = Mapping[str, tuple[Window, ...]]
 # Called twice: before anything is decoded, and, where a region decides the size, once it is known.
@@ -32,6 +32,11 @@ class Ready:
     pictures: tuple[Picture, ...]
     windows: Windows
     watch: Stopwatch
+
+    @property
+    def images(self) -> int:
+        """How many lie in the tensor; of a model that takes none, whatever it was sent counts as one."""
+        return len(self.prepared.tensor) if self.model.image_input else 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +60,7 @@ def prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: S
         RequestError: any of them; for an image with its `index`.
     """
     tensor = _read_tensor(job, model) if job.tensor is not None else None
-    size = _sides(tensor, model) if tensor else job.size
+    size = sides_of(tensor.tensor, model) if tensor else job.size
     images = len(tensor.tensor) if tensor else len(job.images)
     layers = select(job, model, check, limits, size=size, images=images)
     source = Source(tensor, ()) if tensor else decode_all(job, model, limits, watch)
@@ -78,10 +83,19 @@ def select(
     """
     check_size(size, limits)
     layers = model.layers(size).select(job.layers)
+    check_layers(layers, check, limits, images)
+    return layers
+
+
+def check_layers(layers: Sequence[Layer], check: Check, limits: Limits, images: int) -> None:
+    """Refuse what is too much of some layers, and what the answer cannot be made of.
+
+    Raises:
+        RequestError
+    """
     _check_images(images, limits)
     _check_maps(layers, images, limits)
     check(layers, images, {})
-    return layers
 
 
 def place(
@@ -141,14 +155,18 @@ def _read_tensor(job: Job, model: LoadedModel) -> Prepared:
     assert job.tensor is not None
     if job.size is not None:
         raise NotCombinable("size is for images; a ready tensor has its own")
-    ready = read_tensor(job.tensor, model.image_spec())
-    # A region of a ready tensor is a region of itself.
-    whole = Placement(_sides(ready, model), (1.0, 1.0), (0.0, 0.0))
-    return Prepared(ready.tensor, (whole,) * len(ready.tensor))
+    return ready_tensor(read_tensor(job.tensor, model.image_spec()).tensor, model)
 
 
-def _sides(prepared: Prepared, model: LoadedModel) -> tuple[int, int]:
-    shape = prepared.tensor.shape
+def ready_tensor(tensor: Array, model: LoadedModel) -> Prepared:
+    """A tensor (N, ...) of the image input: a region of it is a region of itself."""
+    whole = Placement(sides_of(tensor, model), (1.0, 1.0), (0.0, 0.0))
+    return Prepared(tensor, (whole,) * len(tensor))
+
+
+def sides_of(tensor: Array, model: LoadedModel) -> tuple[int, int]:
+    """(H, W) of a tensor of the image input."""
+    shape = tensor.shape
     return (shape[2], shape[3]) if model.image_spec().layout == "NCHW" else (shape[1], shape[2])
 
 
@@ -174,13 +192,14 @@ def _check_maps(layers: Sequence[Layer], images: int, limits: Limits) -> None:
 
 
 def _find_windows(job: Job, layers: Sequence[Layer], prepared: Prepared, model: LoadedModel) -> Windows:
-    region = job.reduction.region
-    if region is None:
+    regions = {x.name: region for x in layers if (region := job.reduction_of(x.name).region) is not None}
+    if not regions:
         return {}
-    seen = _sides(prepared, model)
+    seen = sides_of(prepared.tensor, model)
     windows = {
-        layer.name: tuple(find_window(region, layer, p, seen) for p in prepared.placements)
+        layer.name: tuple(find_window(regions[layer.name], layer, p, seen) for p in prepared.placements)
         for layer in layers
+        if layer.name in regions
     }
     for name, found in windows.items():
         if len({(window.height, window.width) for window in found}) > 1:

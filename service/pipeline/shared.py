@@ -4,10 +4,12 @@ Lives on the event loop alone, so it needs no lock.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Container, Coroutine, Hashable
 from typing import Any, TypeVar
 
 from cachetools import LRUCache
+
+from service.values import Array
 
 T = TypeVar("T")
 Make = Callable[[], Coroutine[Any, Any, T]]
@@ -108,3 +110,18 @@ class Shared:
         value = await make()
         self.keep(key, value)
         return value
+
+
+class Known(Container[str]):
+    """The maps of one image that are kept; holds on to those that a plan relies on."""
+
+    def __init__(self, shared: Shared, origin: Hashable) -> None:
+        self.values: dict[str, Array] = {}
+        self._shared = shared
+        self._origin = origin
+
+    def __contains__(self, name: object) -> bool:
+        value = self._shared.peek((self._origin, name))
+        if value is not None:
+            self.values[str(name)] = value
+        return value is not None

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -25,10 +25,12 @@ from service.pipeline.batches import Batches
 from service.pipeline.figures import Figures, ModelFigures
 from service.pipeline.identical import identical
 from service.pipeline.images import KeptImages
+from service.pipeline.inference import InferenceAnswer, compute, prepare_inference
 from service.pipeline.pools import Pools, Stages
-from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select
-from service.pipeline.shared import Flights, Shared
+from service.pipeline.prepare import Check, Ready, Source, check_size, decode_all, place, prepare, select
+from service.pipeline.shared import Flights, Known, Shared
 from service.pipeline.stopwatch import Stopwatch
+from service.pipeline.tally import Tallies
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.values import Array, Drawing, FeatureMap, Job, Layer, Limits, Payload, Step
 
@@ -68,6 +70,7 @@ class Pipeline:
         self.runs = 0
         self._plans = plans
         self._coded = (0, 0)
+        self.tallies = Tallies()
         self._resting: asyncio.TimerHandle | None = None
         self._pools = Pools(threads, admission)
         self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
@@ -183,6 +186,16 @@ class Pipeline:
         answer = StatisticsAnswer(max_bytes=self.limits.json_answer_bytes)
         return await self._work(job, answer, visit, "statistics")
 
+    async def infer(self, job: Job, visit: Visit | None = None) -> Payload:
+        """Named outputs of named inputs, as the v2 protocol has them.
+
+        Raises:
+            RequestError, CapacityError, ModelError
+        """
+        assert job.inference is not None
+        kind = ("inference", job.inference.head_bytes)
+        return await self._work(job, InferenceAnswer(job, limits=self.limits), visit, kind)
+
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
         """Run what would hold up the event loop, such as parsing a long body, in a thread."""
         return await self._pools.run("read", Stopwatch(), work, *given)
@@ -201,7 +214,11 @@ class Pipeline:
                     model = await self.model(job.model, job.version)
                     visit.model, watch = model.identity, visit.watch
                     key = (kind, model.identity, identical(job))
-                    payload = await self._answers.join(key, lambda: self._answer(job, model, answer, watch))
+                    with self.tallies.counting(model.identity) as count:
+                        payload = await self._answers.join(
+                            key, lambda: self._answer(job, model, answer, watch)
+                        )
+                        count.images = payload.images
             finally:
                 visit.exit()
                 self._rest()
@@ -226,34 +243,43 @@ class Pipeline:
         stop = Stop()
         with self.admission.visit() as visit:
             if job.image_id is not None:
-                return await self._kept_answer(job, model, answer, watch, visit)
-            if self._batches is not None:
-                return await self._batched_answer(job, model, answer, watch, visit)
-            return await self._pools.go(self._stages(job, model, answer, watch, visit, stop), watch, stop)
+                payload = await self._kept_answer(job, model, answer, watch, visit)
+            elif self._batches is not None:
+                payload = await self._batched_answer(job, model, answer, watch, visit)
+            else:
+                stages = self._stages(job, model, answer, watch, visit, stop)
+                payload = await self._pools.go(stages, watch, stop)
+        self.tallies.ran(model.identity, payload.images, payload.timings)
+        return payload
 
     def _stages(
         self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit, stop: Stop
     ) -> Stages[Payload]:
         """The usual request, in threads throughout."""
         yield "prepare"
-        ready = prepare(job, model, answer.check, self.limits, watch)
+        ready = _prepare(job, model, answer.check, self.limits, watch)
         visit.take(_needed_bytes(ready))
         yield "run"
         self.runs += 1
         with watch.measure("run"):
-            values = model.run(ready.prepared.tensor, ready.layers, stop)
+            values = compute(ready, stop)
         yield "finish"
         return _finish(ready, values, answer)
 
     async def _batched_answer(
         self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit
     ) -> Payload:
-        """The same, its part of the network run together with others'."""
-        ready = await self._pools.run("prepare", watch, prepare, job, model, answer.check, self.limits, watch)
+        """The same, its part of the network run together with others', where only images are its own."""
+        given = (job, model, answer.check, self.limits, watch)
+        ready = await self._pools.run("prepare", watch, _prepare, *given)
         visit.take(_needed_bytes(ready))
         self.runs += 1
         assert self._batches is not None
-        values = await self._batches.run(ready)
+        if model.image_input and ready.images and not ready.prepared.others:
+            values = await self._batches.run(ready)
+        else:
+            stop = Stop()
+            values = await self._pools.run("run", watch, compute, ready, stop, stop=stop)
         return await self._pools.run("finish", watch, _finish, ready, values, answer)
 
     async def _kept_answer(
@@ -279,7 +305,7 @@ class Pipeline:
     async def _kept_maps(self, ready: Ready) -> Mapping[str, Array]:
         """Go on from the maps of the same image that are at hand or under way, segment after segment."""
         origin, tensor = _origin(ready.job, ready.model), ready.prepared.tensor
-        known = _Known(self._shared, origin)
+        known = Known(self._shared, origin)
         plan = ready.model.plan(ready.layers, known)
         self._shared.hits += len(known.values)
         values = {ready.model.image_spec().name: tensor, **known.values}
@@ -316,23 +342,12 @@ class Pipeline:
             raise DeadlineExceeded(detail, limit=allowed) from error
 
 
-class _Known(Container[str]):
-    """The maps of one image that are kept; holds on to those that a plan relies on."""
-
-    def __init__(self, shared: Shared, origin: Hashable) -> None:
-        self.values: dict[str, Array] = {}
-        self._shared = shared
-        self._origin = origin
-
-    def __contains__(self, name: object) -> bool:
-        value = self._shared.peek((self._origin, name))
-        if value is not None:
-            self.values[str(name)] = value
-        return value is not None
-
-
 def _origin(job: Job, model: LoadedModel) -> Hashable:
     return (model.identity, job.owner, job.image_id, job.size)
+
+
+def _prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:
+    return (prepare_inference if job.inference else prepare)(job, model, check, limits, watch)
 
 
 def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | None) -> Selected:
@@ -343,8 +358,7 @@ def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | No
 
 def _needed_bytes(ready: Ready) -> int:
     """What a job holds until its answer is there: picture and tensor, the maps, and as much again encoded."""
-    images = len(ready.prepared.tensor)
-    maps = images * sum(layer.bytes_per_image or 0 for layer in ready.layers)
+    maps = ready.images * sum(layer.bytes_per_image or 0 for layer in ready.layers)
     return Source(ready.prepared, ready.pictures).held_bytes + 2 * maps
 
 
@@ -368,4 +382,5 @@ def _finish(ready: Ready, values: Mapping[str, Array], answer: Answer) -> Payloa
         coding=wanted if packed else None,
         uncoded_bytes=sum(map(len, encoded.chunks)),
         headers=encoded.headers,
+        images=ready.images,
     )

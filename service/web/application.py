@@ -15,7 +15,8 @@ from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
 from service.web.place import Place
 from service.web.routes import access, docs, features, images, models, operation, page
-from service.web.v2 import repository
+from service.web.v2 import inference, repository, server
+from service.web.v2 import models as v2_models
 from service.web.visits import Visits
 
 
@@ -47,7 +48,8 @@ def build(
     app.state.place = place
     app.state.settings = settings
     app.state.guard = guard
-    for routes in (access, features, images, models, operation, docs, page, repository):
+    ours = (access, features, images, models, operation, docs, page)
+    for routes in (*ours, server, v2_models, inference, repository):
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)

@@ -18,7 +18,7 @@ from service.web.access import OPEN_PATHS
 from service.web.media import HEADERS, JSON_BODIES, NO_CONTENT, ON_EVERY_ANSWER, ON_REFUSALS, told_headers
 from service.web.parameters import without_null
 from service.web.problems import CODES, PROBLEM_TYPE, STATUS, responses
-from service.web.v2.schemas import RepositoryState
+from service.web.v2.schemas import ChangeRequest, Datatype, IndexRequest, InferenceRequest, RepositoryState
 
 Schema = dict[str, Any]
 SUMMARY = "Any layer's feature maps of any ONNX CNN, computing no more of the network than they need."
@@ -53,6 +53,7 @@ ENUMS: Mapping[str, tuple[Any, str]] = {
     "Color": (values.Color, "Which channels a network sees, in their order"),
     "Combine": (values.Combine, "How the channels of a heatmap become one"),
     "Compress": (values.Compress, "Whether the members of an npz file are compressed"),
+    "Datatype": (Datatype, "Type of a tensor's values, by the v2 protocol's names; BYTES are texts"),
     "DtypeChoice": (values.DtypeChoice, "Type of the values sent; native is the graph's own"),
     "FieldStatus": (values.FieldStatus, "How far a receptive field is known"),
     "FilterFormat": (queries.FilterFormat, "How filters are written or drawn"),
@@ -83,6 +84,9 @@ CODE: Schema = {
 # One grey pixel, so that the example can be sent as it is.
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 
+# Bodies that the framework does not read, so it does not know of them.
+READ_BY_US = (InferenceRequest, IndexRequest, ChangeRequest)
+
 
 def document(app: FastAPI) -> Schema:
     """The whole document; problems and enumerations stand once."""
@@ -101,6 +105,9 @@ def document(app: FastAPI) -> Schema:
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     components["schemas"] |= {"Problem": _problem(), **{name: _body(name) for name in JSON_BODIES}}
+    for kind in READ_BY_US:
+        schema = _schema(kind)
+        components["schemas"] |= {**schema.pop("$defs", {}), kind.__name__: schema}
     for path, operations in told["paths"].items():
         for operation in operations.values():
             _complete(operation, needs_key=path not in OPEN_PATHS)

@@ -22,6 +22,7 @@ PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
+    errors.OutputNotFound: 400,
     errors.Unauthenticated: 401,
     errors.Forbidden: 403,
     errors.RouteNotFound: 404,
@@ -36,6 +37,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.TooManyImages: 413,
     errors.AnswerTooLarge: 413,
     errors.UnsupportedBody: 415,
+    errors.UnsupportedCoding: 415,
     errors.UnsupportedImage: 415,
     errors.InvalidParameter: 422,
     errors.ImageNotDecodable: 422,
@@ -84,6 +86,9 @@ def problem(request: Request, error: ServiceError) -> Response:
         headers["Retry-After"] = str(math.ceil(retry_after_s))
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.UnsupportedCoding):
+        # What it would have taken (RFC 9110, 15.5.16).
+        headers["Accept-Encoding"] = ", ".join(error.extensions["allowed"])
     return _document(request, status, error.code, error.title, error.detail, extensions, headers)
 
 

@@ -16,7 +16,7 @@ from service.errors import (
     MalformedRequest,
     Overloaded,
     ServiceError,
-    UnsupportedBody,
+    UnsupportedCoding,
 )
 from service.pipeline.admission import Admission, Visit
 from service.values import Limits
@@ -27,6 +27,8 @@ WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 # A client that still sends reads the refusal of a body only afterwards.
 LONGEST_DRAIN_S = 5.0
 VISIT = "featuremaps.visit"
+# Set in the scope by a route that undoes these content codings of its body.
+CODINGS = "featuremaps.codings"
 
 
 class Visits:
@@ -132,6 +134,7 @@ class _Body:
 
     def __init__(self, scope: Scope, receive: Receive, visit: Visit, limits: Limits) -> None:
         self._receive = receive
+        self._scope = scope
         self._headers = Headers(scope=scope)
         self._visit = visit
         self._limits = limits
@@ -200,8 +203,12 @@ class _Body:
             raise MalformedRequest("Content-Length is not a number")
         if int(length) > self._limits.body_bytes:
             raise self._too_large(int(length))
-        if self._headers.get("content-encoding", "identity") != "identity":
-            raise UnsupportedBody("a request's body is taken as it is: send it without Content-Encoding")
+        allowed = ("identity", *self._scope.get(CODINGS, ()))
+        if (coding := self._headers.get("content-encoding", "identity").strip().lower()) not in allowed:
+            raise UnsupportedCoding(
+                f"the body's Content-Encoding is {coding[:100]!r}; taken here: {', '.join(allowed)}",
+                allowed=allowed,
+            )
 
     def _too_large(self, actual: int) -> BodyTooLarge:
         return BodyTooLarge(

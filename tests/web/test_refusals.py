@@ -47,7 +47,7 @@ def problem(answer: httpx.Response) -> dict[str, Any]:
         ("POST", URL, b"", IMAGE, 400, "malformed-request"),
         ("POST", URL, b"hello", IMAGE, 415, "unsupported-image-format"),
         ("POST", URL, b"hello", {"Content-Type": "text/plain"}, 415, "unsupported-media-type"),
-        ("POST", URL, b"hello", {**IMAGE, "Content-Encoding": "gzip"}, 415, "unsupported-media-type"),
+        ("POST", URL, b"hello", {**IMAGE, "Content-Encoding": "gzip"}, 415, "unsupported-content-encoding"),
         ("POST", URL, b"{", {"Content-Type": "application/json"}, 400, "malformed-request"),
         ("POST", URL, b"[]", {"Content-Type": "application/json"}, 422, "invalid-parameter"),
         ("POST", URL, b'{"images": []}', {"Content-Type": "application/json"}, 422, "invalid-parameter"),

@@ -1,6 +1,7 @@
 """The layer catalogue: from a network's nodes to one row for each tensor that depends on its input."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from service.engine.layers.geometry import UNKNOWN_FIELD, Geometry, find_geometr
 from service.engine.layers.reshapes import Roles
 from service.engine.layers.stages import Activity, find_stages
 from service.engine.nodes import Network, Node
-from service.values import Layer, TensorSpec
+from service.values import Layer, ReceptiveField, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,33 @@ def _itemsize(dtype: str) -> int | None:
         return np.dtype(dtype).itemsize
     except TypeError:
         return 2 if dtype == "bfloat16" else None
+
+
+def input_layer_row(spec: TensorSpec, network: Network) -> Layer:
+    """The network's input as a layer, for who asks for it by its own name."""
+    shape = network.shape(spec.name)
+    assert shape is not None
+    channel_axis = 1 if spec.layout == "NCHW" else 3
+    elements = int(np.prod([size or 1 for size in shape]))
+    one = Fraction(1)
+    return Layer(
+        name=spec.name,
+        index=-1,
+        node="",
+        op="Input",
+        shape=shape,
+        dtype=spec.dtype,
+        layout=spec.layout,
+        channel_axis=channel_axis,
+        batch_axis=0,
+        channels=shape[channel_axis],
+        reduction=(one, one),
+        receptive_field=ReceptiveField((1, 1), (0, 0), "exact"),
+        centre=(Fraction(0), Fraction(0)),
+        macs=0,
+        params=0,
+        cumulative_macs=0,
+        bytes_per_image=elements * np.dtype(spec.dtype).itemsize,
+        stage=None,
+        after_activation=False,
+    )

@@ -26,7 +26,7 @@ async def read_optional(request: Request, kind: type[Asked]) -> Asked:
 
 def optional_body(kind: type[BaseModel]) -> dict[str, Any]:
     """The same, told to OpenAPI."""
-    content = {"application/json": {"schema": kind.model_json_schema()}}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
     return {"requestBody": {"required": False, "content": content}}
 
 

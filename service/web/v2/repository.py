@@ -1,10 +1,10 @@
 """Which models lie in the repositories; loading and unloading them (Triton's model repository extension)."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.engine.catalog import Entry, State
@@ -12,12 +12,11 @@ from service.errors import InvalidParameter
 from service.web.access import admit_admin
 from service.web.door import pipeline_of, visit_of
 from service.web.problems import responses
-from service.web.queries import MODEL_NAME
+from service.web.routes.models import ModelName
 from service.web.v2.bodies import optional_body, read_optional
 from service.web.v2.schemas import ChangeRequest, IndexRequest, IndexRow
 
 router = APIRouter(prefix="/v2/repository", tags=["v2"])
-ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
 STATES: Mapping[State, str] = {
     "ready": "READY",
     "loading": "LOADING",

@@ -1,0 +1,87 @@
+"""How often each version of a model was asked and run, and how long that took."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from service.values import Identity
+
+# Which of a request's stages count as which of the v2 protocol's.
+STAGES = {
+    "queue": ("queue",),
+    "compute_input": ("decode", "preprocess"),
+    "compute_infer": ("run",),
+    "compute_output": ("reduce", "encode", "compress"),
+}
+
+
+@dataclass
+class Total:
+    """How often something happened, and nanoseconds of all together."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, seconds: float) -> None:
+        """Once more."""
+        self.count += 1
+        self.ns += round(seconds * 1e9)
+
+
+def _stages() -> dict[str, Total]:
+    return {stage: Total() for stage in STAGES}
+
+
+@dataclass
+class Tally:
+    """Of one version of a model; `batches` by how many images ran together."""
+
+    last_inference_ms: int = 0
+    images: int = 0
+    runs: int = 0
+    succeeded: Total = field(default_factory=Total)
+    failed: Total = field(default_factory=Total)
+    stages: dict[str, Total] = field(default_factory=_stages)
+    batches: dict[int, dict[str, Total]] = field(default_factory=dict)
+
+
+@dataclass
+class Count:
+    """What one request counts for."""
+
+    images: int = 0
+
+
+class Tallies:
+    """One a version, since the process began. Lives on the event loop alone, so it needs no lock."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[str, str], Tally] = {}
+
+    def of(self, name: str, version: str) -> Tally:
+        """What was counted of a version."""
+        return self._tallies.setdefault((name, version), Tally())
+
+    @contextmanager
+    def counting(self, model: Identity) -> Iterator["Count"]:
+        """One request: answered, for as many images as the block sets, or failed by what it raises."""
+        tally, start, count = self.of(model.name, model.version), time.perf_counter(), Count()
+        try:
+            yield count
+        except BaseException:
+            tally.failed.add(time.perf_counter() - start)
+            raise
+        tally.succeeded.add(time.perf_counter() - start)
+        tally.images += count.images
+        tally.last_inference_ms = round(time.time() * 1000)
+
+    def ran(self, model: Identity, images: int, seconds: Mapping[str, float]) -> None:
+        """A network ran; requests that ask the same share one run."""
+        tally = self.of(model.name, model.version)
+        tally.runs += 1
+        batch = tally.batches.setdefault(images, _stages())
+        for stage, parts in STAGES.items():
+            spent = sum(seconds.get(part, 0.0) for part in parts)
+            tally.stages[stage].add(spent)
+            batch[stage].add(spent)

@@ -1,0 +1,91 @@
+"""Inference: named inputs in, named outputs out, as JSON, as bytes, or both."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.errors import MalformedRequest
+from service.intake import inflate
+from service.output.coding import OLD_CODINGS, choose_coding
+from service.pipeline.admission import Visit
+from service.pipeline.inference import HEAD_LENGTH
+from service.pipeline.work import Pipeline
+from service.values import Inference, Job
+from service.web.answers import payload_response
+from service.web.door import pipeline_of, visit_of
+from service.web.media import BINARY, COMPUTED, json_answer
+from service.web.problems import responses
+from service.web.routes.models import ModelName
+from service.web.v2.models import ANY_VERSION, ONE, VersionNumber
+from service.web.v2.schemas import InferenceResponse
+from service.web.v2.wire import read_inference
+from service.web.visits import CODINGS
+
+router = APIRouter(prefix="/v2/models", tags=["v2"])
+BODY = {
+    "parameters": [
+        {
+            "name": HEAD_LENGTH,
+            "in": "header",
+            "required": False,
+            "description": "Bytes of the JSON, where bytes of inputs follow it; 0 where all is one input",
+            "schema": {"type": "integer", "minimum": 0},
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}},
+            "application/octet-stream": {"schema": BINARY},
+        },
+    },
+}
+REFUSALS = (400, 404, 413, 415, 422, 503, 504)
+ANSWER = json_answer(InferenceResponse, "JSON, and behind it the bytes of outputs", *COMPUTED)
+ANSWER[200]["content"] = {"application/octet-stream": {"schema": BINARY}}
+ANSWERS = responses(None, *REFUSALS) | ANSWER
+
+
+@router.post(ONE + "/infer", operation_id="v2_infer", responses=ANSWERS, openapi_extra=BODY)
+async def infer(model: ModelName, request: Request) -> Response:
+    """Declared outputs, or any layers by name, for named inputs of the version that is served."""
+    return await _infer(request, model, None)
+
+
+@router.post(ANY_VERSION + "/infer", operation_id="v2_version_infer", responses=ANSWERS, openapi_extra=BODY)
+async def version_infer(model: ModelName, version: VersionNumber, request: Request) -> Response:
+    """The same of one version."""
+    return await _infer(request, model, version)
+
+
+async def _infer(request: Request, model: str, version: str | None) -> Response:
+    pipeline, visit = pipeline_of(request), visit_of(request)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    lengths = request.headers.getlist(HEAD_LENGTH)
+    request.scope[CODINGS] = inflate.CODINGS
+    body = await request.body()
+    if len(lengths) > 1:
+        raise MalformedRequest(f"{HEAD_LENGTH} is given more than once")
+    head_length = lengths[0] if lengths else None
+    inference, timeout_s = await pipeline.in_thread(_read, body, coding, head_length, pipeline, visit)
+    job = Job(
+        model=model,
+        version=version,
+        images=(),
+        tensor=None,
+        layers=(),
+        reduction=inference.default.reduction,
+        coding=choose_coding(request.headers.get("accept-encoding"), OLD_CODINGS),
+        timeout_s=timeout_s or pipeline.limits.timeout_s,
+        inference=inference,
+    )
+    return payload_response(await pipeline.infer(job, visit))
+
+
+def _read(
+    body: bytes, coding: str, head_length: str | None, pipeline: Pipeline, visit: Visit
+) -> tuple[Inference, float | None]:
+    if coding != "identity":
+        body = inflate.inflate(body, max_bytes=pipeline.limits.body_bytes, take=visit.take)
+    inference, timeout_s = read_inference(body, head_length)
+    visit.take(sum(tensor.nbytes for tensor in (inference.tensors or {}).values()))
+    return inference, timeout_s

@@ -1,0 +1,178 @@
+"""From the bytes of an inference request to what it asks: JSON, and behind it the bytes of its inputs.
+
+Runs in a thread. Lists of numbers are taken out of the JSON before it is parsed, so that a body of any
+kind costs a few times its length in memory.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import ValidationError
+
+from service.errors import BodyTooLarge, MalformedRequest
+from service.intake.tensors import read_binary, read_numbers, read_texts
+from service.values import Array, Inference
+from service.web.v2.parameters import read_outputs, read_timeout_s
+from service.web.v2.schemas import MOST_INPUTS, InferenceRequest, InputTensor
+
+# What is left of the JSON without its numbers: names, parameters, texts.
+LONGEST_JSON_BYTES = 2 << 20
+DATA_KEY = b'"data"'
+LIST_FOLLOWS = re.compile(rb'"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}(?=\[)')
+MOST_SPACES = 64
+OF_NUMBERS = np.zeros(256, bool)
+OF_NUMBERS[list(b"+-.0123456789eE, \t\r\n[]NaInfiytrulsE")] = True
+PIECE_BYTES = 1 << 16
+
+
+def read_inference(body: bytes, head_length: str | None) -> tuple[Inference, float | None]:
+    """The whole request and its deadline in seconds; `head_length` is Inference-Header-Content-Length.
+
+    Raises:
+        MalformedRequest, InvalidParameter, NotCombinable
+        BodyTooLarge: the JSON without its numbers is too long.
+    """
+    length = _head_length(head_length, len(body))
+    if length == 0:
+        outputs, default = read_outputs(None, {"binary_data_output": True})
+        return Inference(body, 0, None, None, outputs, default), None
+    numbers: dict[str, bytes] = {}
+    request = _parsed(_without_numbers(body[:length], numbers))
+    tensors = _read_inputs(request, numbers, memoryview(body)[length:], has_head=head_length is not None)
+    outputs, default = read_outputs(request.outputs, request.parameters)
+    inference = Inference(body, length, request.id, tensors, outputs, default)
+    return inference, read_timeout_s(request.parameters)
+
+
+def _head_length(given: str | None, size: int) -> int:
+    if given is None:
+        return size
+    if not re.fullmatch(r"[0-9]{1,19}", given) or int(given) > size:
+        raise MalformedRequest(
+            f"inference header size should be in range (0, {size}), got: {given[:40]!r}", limit=size
+        )
+    return int(given)
+
+
+def _without_numbers(text: bytes, numbers: dict[str, bytes]) -> bytes:
+    """The JSON with a name in place of each list of numbers called `data`, which goes to `numbers`.
+
+    A quote within a JSON text has a backslash before it, so `{"data"` and `,"data"` are keys.
+    """
+    secret, parts, start, place = secrets.token_hex(8), [], 0, -1
+    for index in range(MOST_INPUTS):
+        place = text.find(DATA_KEY, place + 1)
+        if place < 0:
+            break
+        before = text[max(place - MOST_SPACES, 0) : place].rstrip()[-1:]
+        key = LIST_FOLLOWS.match(text, place)
+        if before not in (b"{", b",") or key is None:
+            continue
+        if end := _end_of_numbers(text, key.end()):
+            name = f"{secret}.{index}"
+            numbers[name] = text[key.end() : end]
+            parts += [text[start : key.end()], b'"', name.encode(), b'"']
+            start, place = end, end - 1
+    return b"".join([*parts, text[start:]])
+
+
+def _end_of_numbers(text: bytes, start: int) -> int:
+    """Behind the last bracket of what holds nothing but numbers; 0 where there is none."""
+    end = start
+    while end < len(text):
+        of_numbers = OF_NUMBERS[np.frombuffer(text[end : end + PIECE_BYTES], np.uint8)]
+        if not of_numbers.all():
+            end += int(of_numbers.argmin())
+            break
+        end += len(of_numbers)
+    return text.rfind(b"]", start, end) + 1
+
+
+def _parsed(text: bytes) -> InferenceRequest:
+    if len(text) > LONGEST_JSON_BYTES:
+        raise BodyTooLarge(
+            f"the JSON holds {len(text)} bytes beside its numbers; at most {LONGEST_JSON_BYTES} are taken: "
+            "send texts and images behind the JSON, with binary_data_size",
+            limit=LONGEST_JSON_BYTES,
+            actual=len(text),
+        )
+    try:
+        return InferenceRequest.model_validate(orjson.loads(text), strict=True)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest("the request is not JSON, or is nested too deeply") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part)[:100] for part in first["loc"])
+        raise MalformedRequest(f"{where}: {first['msg']}", parameter=where) from error
+
+
+def _read_inputs(
+    request: InferenceRequest, numbers: Mapping[str, bytes], behind: memoryview, *, has_head: bool
+) -> dict[str, Array]:
+    """Each input's values; those behind the JSON follow each other in its order."""
+    tensors: dict[str, Array] = {}
+    start = 0
+    for given in request.inputs:
+        if given.name in tensors:
+            raise MalformedRequest(f"input {given.name!r} is given twice")
+        if (size := _binary_size(given, len(request.inputs), len(behind), has_head=has_head)) is None:
+            tensors[given.name] = _from_json(given, numbers)
+            continue
+        if start + size > len(behind):
+            raise MalformedRequest(
+                f"unexpected size for input {given.name!r}: {size} bytes are announced, and "
+                f"{len(behind) - start} are left behind the JSON"
+            )
+        piece = behind[start : start + size]
+        tensors[given.name] = read_binary(given.name, given.datatype, given.shape, piece)
+        start += size
+    if start < len(behind):
+        raise MalformedRequest(
+            f"unexpected additional input data: {len(behind) - start} bytes that belong to no input"
+        )
+    return tensors
+
+
+def _binary_size(given: InputTensor, inputs: int, behind: int, *, has_head: bool) -> int | None:
+    """How many bytes behind the JSON are an input's; None where its data stands in the JSON."""
+    parameters = dict(given.parameters)
+    size = parameters.pop("binary_data_size", None)
+    for name in parameters:
+        raise MalformedRequest(
+            f"input {given.name!r} has the parameter {name[:100]!r}, which is not taken here"
+        )
+    if "data" in given.model_fields_set:
+        if size is not None:
+            raise MalformedRequest(f"input {given.name!r} has both data and binary_data_size: give one")
+        return None
+    if size is None and has_head and inputs == 1:
+        return behind
+    if type(size) is not int or size < 0:
+        raise MalformedRequest(
+            f"input {given.name!r} needs data, or binary_data_size: how many bytes are its"
+        )
+    if not has_head:
+        raise MalformedRequest(
+            f"input {given.name!r} has binary_data_size, so Inference-Header-Content-Length has to tell "
+            "where the JSON ends"
+        )
+    return size
+
+
+def _from_json(given: InputTensor, numbers: Mapping[str, bytes]) -> Array:
+    data: Any = given.data
+    if isinstance(data, str) and data in numbers:
+        text = numbers[data]
+        if given.datatype != "BYTES":
+            return read_numbers(given.name, given.datatype, given.shape, text)
+        data = [] if not text.strip(b"[], \t\r\n") else None
+    if not isinstance(data, list):
+        raise MalformedRequest(f"the data of input {given.name!r} is no list of its datatype")
+    if given.datatype == "BYTES":
+        return read_texts(given.name, given.shape, data)
+    # A list that was not found in the text, such as one whose key is written with escapes.
+    return read_numbers(given.name, given.datatype, given.shape, orjson.dumps(data))
