@@ -70,7 +70,9 @@ def test_up_gives_a_service_behind_a_proxy_that_keeps_what_cannot_change(image: 
 
 def published(variables: dict[str, str]) -> set[str]:
     listed = docker("compose", "ps", "--format", "json", **variables).splitlines()
-    ports = [port for line in listed for port in json.loads(line)["Publishers"] if port["PublishedPort"]]
+    ports = [
+        port for line in listed for port in json.loads(line)["Publishers"] or () if port["PublishedPort"]
+    ]
     return {port["URL"] for port in ports}
 
 
