@@ -1,8 +1,9 @@
 """Puts the rooms together: the only composition root, and the only reader of settings."""
 
+import ipaddress
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from service.web.access import Guard, is_loopback
 from service.web.application import build
 from service.web.keys import KeyRing
 from service.web.place import ALONE, Place
+from service.web.rates import Rates
 
 BUNDLED = (Path(__file__).parent / "bundled_models", Path(__file__).parent.parent / "models")
 
@@ -82,17 +84,35 @@ def guard_of(settings: Settings) -> Guard:
     """What is asked of callers.
 
     Raises:
-        ConfigurationError: the keys are ill-formed, or there are none and others can reach the address.
+        ConfigurationError: one of the settings is ill-formed, or there are no keys and others than this
+            machine can connect.
     """
-    if settings.keys or settings.keys_file:
-        file = Path(settings.keys_file) if settings.keys_file else None
-        return Guard(KeyRing(settings.keys, file), settings.allow_admin)
-    if not (settings.allow_anonymous or is_loopback(settings.host)):
+    has_keys = bool(settings.keys or settings.keys_file)
+    if not (has_keys or settings.allow_anonymous or is_loopback(settings.host)):
         raise ConfigurationError(
             f"listening on {settings.host} without keys lets in everybody who reaches it: give keys "
             "(`featuremaps key NAME` makes one), or set allow_anonymous"
         )
-    return Guard(None, settings.allow_admin)
+    shared = settings.image_store if settings.image_store.startswith(("redis://", "rediss://")) else ""
+    store = settings.rate_limit_store or shared
+    file = Path(settings.keys_file) if settings.keys_file else None
+    return Guard(
+        keys=KeyRing(settings.keys, file) if has_keys else None,
+        rates=Rates(settings.rate_limit, store) if settings.rate_limit else None,
+        allow_admin=settings.allow_admin,
+        cors_origins=settings.cors_origins,
+        trusted_proxies=_networks(settings.trusted_proxies),
+    )
+
+
+def _networks(addresses: Sequence[str]) -> Sequence[str]:
+    """As they are given: the middleware that reads them takes what is no network for a name."""
+    for address in addresses:
+        try:
+            ipaddress.ip_network(address)
+        except ValueError as error:
+            raise ConfigurationError(f"trusted_proxies: {address!r} is no address and no network") from error
+    return addresses
 
 
 def model_paths(settings: Settings) -> tuple[Path, ...]:

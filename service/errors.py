@@ -147,6 +147,10 @@ class NoFilters(RequestError):
     code, title = "no-filters", "No convolution made this layer"
 
 
+class RateLimited(CapacityError):
+    code, title = "rate-limited", "This caller asks too often"
+
+
 class StoreUnavailable(CapacityError):
     code, title = "store-unavailable", "The store of images cannot be reached"
 

@@ -114,6 +114,20 @@ class Settings(BaseModel):
     allow_anonymous: bool = Field(
         False, description="Whether to serve without keys where others than this machine can connect"
     )
+    rate_limit: str = Field(
+        "", description="Requests of each key, or without keys of each address, such as 100/minute"
+    )
+    rate_limit_store: str = Field(
+        "",
+        description="Redis in which replicas count together; without it image_store where that is one, "
+        "else each counts alone",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For is believed"
+    )
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        (), description="Origins whose pages may ask, such as https://example.org, or *"
+    )
     allow_admin: bool = Field(
         False, description="Whether models may be loaded, unloaded and uploaded over HTTP"
     )

@@ -1,6 +1,7 @@
 """Who may come in: the one place that asks for keys. Plain ASGI, before anything of a request is read."""
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -12,12 +13,15 @@ from service.pipeline.admission import Admission
 from service.values import Limits
 from service.web.exchange import CALLER
 from service.web.keys import ADMIN, INFER, SCOPES, Caller, KeyRing
+from service.web.rates import Rates, address_of
 from service.web.visits import refuse
 
 # What holds no data of anybody: probes, metrics, and the pages with what they consist of.
 OPEN_PATHS = frozenset(
     {"/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
 )
+# Asked by a proxy for each request, which it then sends on or answers from its cache.
+CHECK_PATH = "/v1/access"
 OPEN_FOLDERS = ("/static/", "/docs/")
 NOBODY = Caller("", frozenset())
 
@@ -27,7 +31,10 @@ class Guard:
     """What is asked of callers. Without `keys` everybody may infer, and admin is for this machine alone."""
 
     keys: KeyRing | None = None
+    rates: Rates | None = None
     allow_admin: bool = False
+    cors_origins: Sequence[str] = ()
+    trusted_proxies: Sequence[str] = ()
 
     def caller(self, scope: Scope) -> Caller:
         """Who sends a request.
@@ -46,6 +53,21 @@ class Guard:
             raise Unauthenticated("a key is needed: send it as `Authorization: Bearer <key>`")
         raise Unauthenticated("this key is not known here; keys are sent as `Authorization: Bearer <key>`")
 
+    async def count(self, caller: Caller, scope: Scope) -> None:
+        """Count a request of a caller, or of an address where callers have no keys.
+
+        Raises:
+            RateLimited
+        """
+        if self.rates is not None and not is_open(scope) and scope["path"] != CHECK_PATH:
+            client = scope["client"][0] if scope.get("client") else ""
+            await self.rates.take(caller.name or address_of(client))
+
+    async def close(self) -> None:
+        """Give back what is held."""
+        if self.rates is not None:
+            await self.rates.close()
+
 
 class Access:
     """Tells who is asking, and refuses who may not."""
@@ -63,6 +85,7 @@ class Access:
             return
         try:
             scope[CALLER] = self._guard.caller(scope)
+            await self._guard.count(scope[CALLER], scope)
         except ServiceError as error:
             with self._admission.visit() as visit:
                 await refuse(error, visit, self._limits, scope, receive, send)

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__
 from service.pipeline.work import Pipeline
-from service.web import journal, openapi, problems, siblings
+from service.web import cors, journal, openapi, problems, siblings
 from service.web.access import Access, Guard
 from service.web.door import Readiness
 from service.web.metrics import Metrics
@@ -31,6 +33,7 @@ def build(
         async with siblings.answering(place, app.state.metrics):
             yield
         loading.cancel()
+        await guard.close()
         await asyncio.to_thread(pipeline.close)
 
     app = FastAPI(
@@ -53,14 +56,26 @@ def build(
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)
+    _stand_before(app, pipeline, guard)
+    return app
+
+
+def _stand_before(app: FastAPI, pipeline: Pipeline, guard: Guard) -> None:
+    """What a request goes through before it is routed."""
     # The last one added stands outermost.
     app.add_middleware(Visits, admission=pipeline.admission, limits=pipeline.limits)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Access, guard=guard, admission=pipeline.admission, limits=pipeline.limits)
+    if guard.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors.options(guard.cors_origins))
     app.add_middleware(
-        RequestContext, readiness=app.state.readiness, tell=(app.state.metrics.observe, journal.write)
+        RequestContext,
+        readiness=app.state.readiness,
+        tell=(app.state.metrics.observe, journal.write),
+        resource_policy=cors.resource_policy(guard.cors_origins),
     )
-    return app
+    if guard.trusted_proxies:
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(guard.trusted_proxies))
 
 
 async def _load(app: FastAPI, eager: bool) -> None:

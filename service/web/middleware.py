@@ -13,15 +13,24 @@ from service.web.exchange import EXCHANGE, Exchange, Tell
 from service.web.problems import bug
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+# Unless an answer says otherwise, as pages do.
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+}
 
 
 class RequestContext:
     """Gives each request an id, repeats it in the answer, tells of it when it is over; answers our bugs."""
 
-    def __init__(self, app: ASGIApp, readiness: Readiness, tell: Sequence[Tell]) -> None:
+    def __init__(
+        self, app: ASGIApp, readiness: Readiness, tell: Sequence[Tell], resource_policy: str
+    ) -> None:
         self._app = app
         self._readiness = readiness
+        self._security = {**SECURITY_HEADERS, "Cross-Origin-Resource-Policy": resource_policy}
         self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +51,7 @@ class RequestContext:
                 headers["X-Request-Id"] = request_id
                 if self._readiness.is_draining:
                     headers["Connection"] = "close"
-                for name, value in SECURITY_HEADERS.items():
+                for name, value in self._security.items():
                     headers.setdefault(name, value)
             await send(message)
             exchange.sent_bytes += len(message.get("body", b""))

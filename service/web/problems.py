@@ -49,6 +49,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.ModelNeedsConstants: 422,
     errors.NotDrawable: 422,
     errors.NoFilters: 422,
+    errors.RateLimited: 429,
     errors.StoreUnavailable: 503,
     errors.Overloaded: 503,
     errors.NotReady: 503,

@@ -36,7 +36,7 @@ ImageId = Annotated[
     str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image's bytes, 64 hex digits")
 ]
 # What was stored came from outside: as a document of this origin it may do nothing.
-SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"}
+SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'"}
 REFUSALS = (400, 404, 413, 422, 503, 504)
 Work = Callable[[Pipeline, Job, Visit], Awaitable[Payload]]
 AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
