@@ -1,5 +1,6 @@
 """Puts the rooms together: the only composition root, and the only reader of settings."""
 
+import functools
 import ipaddress
 import os
 import tempfile
@@ -9,6 +10,8 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from service.engine.catalog import Catalog
+from service.engine.graph import read
+from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
@@ -17,13 +20,14 @@ from service.intake.store import open_store
 from service.pipeline.admission import Admission
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Limits
+from service.values import Limits, ModelLimits
 from service.web.access import Guard, is_loopback
 from service.web.application import build
 from service.web.keys import KeyRing
 from service.web.place import ALONE, Place
 from service.web.rates import Rates
 
+BUNDLED_MODEL = Path("cifar-resnet", "1", "model.onnx")
 BUNDLED = (Path(__file__).parent / "bundled_models", Path(__file__).parent.parent / "models")
 
 
@@ -43,9 +47,13 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
     )
     plans = PlanCache(settings.plan_cache_bytes // workers)
     threads = settings.threads or len(os.sched_getaffinity(0))
+    limits = model_limits_of(settings)
+    inspector = Inspector(limits, runtime.optimization)
 
     def load_model(name: str, version: str, file: Path, folder: Path) -> LoadedModel:
-        return load(name, version, file, folder, runtime, plans)
+        digest = inspector.check(name, version, file, folder) if _is_checked(file, settings) else None
+        reading = functools.partial(read, limits=limits, digest=digest)
+        return load(name, version, file, folder, runtime, plans, reading)
 
     return Pipeline(
         Catalog(model_paths(settings), load_model),
@@ -64,6 +72,13 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
     )
 
 
+def _is_checked(file: Path, settings: Settings) -> bool:
+    """What is installed with the program is as trustworthy as the program."""
+    if settings.check_models == "auto":
+        return file.resolve() not in {(folder / BUNDLED_MODEL).resolve() for folder in BUNDLED}
+    return settings.check_models == "always"
+
+
 def _batches(settings: Settings, runtime: Runtime) -> bool:
     """On a GPU batches fill the chip; on a CPU they were measured to cost 1.06 to 1.45 times single runs."""
     return settings.batching == "on" or (settings.batching == "auto" and runtime.provider == "cuda")
@@ -75,12 +90,12 @@ def make_app(settings: Settings, place: Place = ALONE) -> FastAPI:
         make_pipeline(settings, place.workers),
         eager=settings.load == "eager",
         settings=shown(settings),
-        guard=guard_of(settings),
+        guard=guard_of(settings, place.workers),
         place=place,
     )
 
 
-def guard_of(settings: Settings) -> Guard:
+def guard_of(settings: Settings, workers: int = 1) -> Guard:
     """What is asked of callers.
 
     Raises:
@@ -93,12 +108,14 @@ def guard_of(settings: Settings) -> Guard:
             f"listening on {settings.host} without keys lets in everybody who reaches it: give keys "
             "(`featuremaps key NAME` makes one), or set allow_anonymous"
         )
+    if settings.allow_admin and workers > 1:
+        raise ConfigurationError("allow_admin changes the models of one process: it needs workers = 1")
     shared = settings.image_store if settings.image_store.startswith(("redis://", "rediss://")) else ""
     store = settings.rate_limit_store or shared
     file = Path(settings.keys_file) if settings.keys_file else None
     return Guard(
         keys=KeyRing(settings.keys, file) if has_keys else None,
-        rates=Rates(settings.rate_limit, store) if settings.rate_limit else None,
+        rates=Rates(settings.rate_limit, store, workers) if settings.rate_limit else None,
         allow_admin=settings.allow_admin,
         cors_origins=settings.cors_origins,
         trusted_proxies=_networks(settings.trusted_proxies),
@@ -147,6 +164,16 @@ def limits_of(settings: Settings) -> Limits:
         size_pixels=settings.max_size_pixels,
         timeout_s=settings.max_timeout_s,
         stall_s=settings.max_stall_s,
+    )
+
+
+def model_limits_of(settings: Settings) -> ModelLimits:
+    """The bounds of one model."""
+    return ModelLimits(
+        model_bytes=settings.max_model_bytes,
+        model_nodes=settings.max_model_nodes,
+        check_seconds=settings.check_seconds,
+        check_memory_bytes=settings.check_memory_bytes,
     )
 
 

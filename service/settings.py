@@ -107,6 +107,21 @@ class Settings(BaseModel):
     max_timeout_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="Longest deadline of a request, seconds"
     )
+    max_model_bytes: int = Field(2048 * MIB, ge=1, description="Largest model, external data included, bytes")
+    max_model_nodes: int = Field(
+        100_000, ge=1, description="Most nodes of a model's graph, and most tensors stored in it"
+    )
+    check_models: Literal["auto", "always", "off"] = Field(
+        "auto",
+        description="Which models a process of its own loads first: auto leaves out those installed with "
+        "the program",
+    )
+    check_seconds: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="Longest check of a model, seconds of CPU time"
+    )
+    check_memory_bytes: int = Field(
+        4096 * MIB, ge=64 * MIB, description="Most memory that the check of a model takes, bytes"
+    )
     keys: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
         (), description="Keys of callers as `featuremaps key` prints them: name:scope:sha256"
     )

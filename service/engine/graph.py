@@ -22,7 +22,7 @@ from service.engine.protos import (
     values_of,
 )
 from service.errors import ModelFailed
-from service.values import Array, TensorSpec
+from service.values import MODEL_LIMITS, Array, ModelLimits, TensorSpec
 
 
 class Graph:
@@ -141,14 +141,17 @@ class Graph:
         return model
 
 
-def read(path: Path) -> Graph:
-    """Read and check one ONNX file with its external data.
+def read(path: Path, limits: ModelLimits = MODEL_LIMITS, digest: str | None = None) -> Graph:
+    """Read and check one ONNX file with its external data; `digest` is that of the file that is expected.
 
     Raises:
-        ModelFailed: not ONNX, a Git LFS pointer, truncated, without an opset, an ill-formed graph,
-            or external data that is missing or outside the file's folder.
+        ModelFailed: not ONNX, a Git LFS pointer, truncated, without an opset, an ill-formed graph, over
+            the limits, external data that is missing or outside the file's folder, or another file.
     """
-    return Graph(open_onnx(path))
+    file = open_onnx(path, limits)
+    if digest not in (None, file.digest):
+        raise ModelFailed(f"{path.name} was changed after it had been checked")
+    return Graph(file)
 
 
 def _input(spec: TensorSpec) -> ValueInfoProto:

@@ -1,7 +1,7 @@
 """One model in memory: its layers, its recipe, and running just what some layers need."""
 
 import threading
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -339,7 +339,13 @@ class LoadedModel:
 
 
 def load(
-    name: str, version: str, file: Path, folder: Path, runtime: Runtime, plans: PlanCache
+    name: str,
+    version: str,
+    file: Path,
+    folder: Path,
+    runtime: Runtime,
+    plans: PlanCache,
+    read: Callable[[Path], Graph] = read,
 ) -> LoadedModel:
     """Read, check, compile and run a model once.
 

@@ -1,16 +1,19 @@
 """An ONNX file as it comes from outside: read, and checked before anything is made of it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
-from service.engine.protos import named, subgraphs
+from service.engine.extent import all_tensors, check_extent
+from service.engine.protos import named
 from service.engine.weight_file import WeightFile, without_weights
 from service.errors import ModelFailed
+from service.values import ModelLimits
 
 # Weights listed as graph inputs (IR 3 files) can be overridden by callers and so are never folded;
 # from IR 4 on an initializer need not be an input.
@@ -31,18 +34,21 @@ class OnnxFile:
     digest: str
 
 
-def open_onnx(path: Path) -> OnnxFile:
+def open_onnx(path: Path, limits: ModelLimits) -> OnnxFile:
     """Read and check one ONNX file with its external data.
 
     Raises:
-        ModelFailed: not ONNX, a Git LFS pointer, truncated, without an opset, an ill-formed graph,
-            or external data that is missing or outside the file's folder.
+        ModelFailed: not ONNX, a Git LFS pointer, truncated, without an opset, an ill-formed graph, over
+            the limits, or external data that is missing or outside the file's folder.
     """
-    content = _content(path)
-    light, places = without_weights(content)
+    content = _content(path, limits)
+    light, places = without_weights(content, limits.model_nodes)
     proto = _parsed(light)
+    check_extent(proto, limits)
     digest = hashlib.sha256(content)
-    for file in _external_files(proto, path.parent.resolve()):
+    external = _external_files(proto, path.parent.resolve())
+    _check_bytes(len(content) + sum(file.stat().st_size for file in external), limits)
+    for file in external:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -52,8 +58,17 @@ def open_onnx(path: Path) -> OnnxFile:
     return OnnxFile(proto, weights, path.parent.resolve(), digest.hexdigest())
 
 
-def _content(path: Path) -> bytes:
+def _check_bytes(size: int, limits: ModelLimits) -> None:
+    if size > limits.model_bytes:
+        raise ModelFailed(f"the model holds {size} bytes; max_model_bytes allows {limits.model_bytes}")
+
+
+def _content(path: Path, limits: ModelLimits) -> bytes:
     try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ModelFailed(f"{path.name} is no file")
+        _check_bytes(state.st_size, limits)
         content = path.read_bytes()
     except OSError as error:
         raise ModelFailed(f"{path.name} cannot be read") from error
@@ -83,12 +98,12 @@ def _parsed(content: bytes) -> ModelProto:
 def _external_files(proto: ModelProto, folder: Path) -> list[Path]:
     """The external data files, each once, in the order of their names; refused outside `folder`."""
     wanted: dict[str, Path] = {}
-    for tensor in _all_tensors(proto.graph):
+    for tensor in all_tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             entries = {entry.key: entry.value for entry in tensor.external_data}
             location = entries.get("location", "")
             file = wanted.setdefault(location, _external_file(location, folder))
-            _check_extent(tensor, entries, file)
+            _check_place(tensor, entries, file)
     return [wanted[location] for location in sorted(wanted)]
 
 
@@ -104,7 +119,7 @@ def _external_file(location: str, folder: Path) -> Path:
     return file
 
 
-def _check_extent(tensor: TensorProto, entries: Mapping[str, str], file: Path) -> None:
+def _check_place(tensor: TensorProto, entries: Mapping[str, str], file: Path) -> None:
     """ONNX stores offset and length as decimal text."""
     size = file.stat().st_size
     try:
@@ -114,20 +129,6 @@ def _check_extent(tensor: TensorProto, entries: Mapping[str, str], file: Path) -
         raise ModelFailed(f"the external data of {tensor.name!r} is ill-formed") from error
     if offset < 0 or length < 0 or offset + length > size:
         raise ModelFailed(f"the external data of {tensor.name!r} lies beyond the file's end")
-
-
-def _all_tensors(graph: GraphProto) -> Iterable[TensorProto]:
-    """Every stored tensor, those in attributes and subgraphs included."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in subgraphs(attribute):
-                yield from _all_tensors(inner)
 
 
 def _check_order(graph: GraphProto) -> None:

@@ -6,6 +6,7 @@ wire format). Without them even a large network is a small message.
 
 import os
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -48,25 +49,31 @@ class WeightFile:
         return content
 
 
-def without_weights(content: bytes) -> tuple[bytes, dict[str, Place]]:
+def without_weights(content: bytes, most_parts: int) -> tuple[bytes, dict[str, Place]]:
     """The model without the bytes of its large weights, and where in the file those lie.
 
     Raises:
-        ModelFailed: the content is no protobuf message, or it is truncated.
+        ModelFailed: the content is no protobuf message, it is truncated, or its graph holds more nodes,
+            tensors or anything else than `most_parts`.
     """
     places: dict[str, Place] = {}
     model = bytearray()
     for number, start, body, end in _fields(content, 0, len(content)):
         if number == MODEL_GRAPH:
-            _append(model, MODEL_GRAPH, _light_graph(content, body, end, places))
+            _append(model, MODEL_GRAPH, _light_graph(content, (body, end), places, most_parts))
         else:
             model += content[start:end]
     return bytes(model), places
 
 
-def _light_graph(content: bytes, start: int, end: int, places: dict[str, Place]) -> bytes:
-    graph = bytearray()
-    for number, first, body, last in _fields(content, start, end):
+def _light_graph(content: bytes, span: tuple[int, int], places: dict[str, Place], most_parts: int) -> bytes:
+    graph, parts = bytearray(), Counter[int]()
+    for number, first, body, last in _fields(content, *span):
+        parts[number] += 1
+        if parts[number] > most_parts:
+            raise ModelFailed(
+                f"the graph has more nodes or stored tensors than max_model_nodes allows, {most_parts}"
+            )
         place = _large_weight(content, body, last) if number == GRAPH_INITIALIZER else None
         if place is None or place[0] in places:
             graph += content[first:last]

@@ -30,13 +30,16 @@ log = logging.getLogger("featuremaps.rates")
 class Rates:
     """Counts in windows of fixed length, that begin with a caller's first request."""
 
-    def __init__(self, rate: str, store: str = "") -> None:
+    def __init__(self, rate: str, store: str = "", workers: int = 1) -> None:
         """`rate` such as `100/minute` or `5/second`, `store` the URL of a Redis, "" for none.
+
+        Where several workers count, each alone allows its part.
 
         Raises:
             ConfigurationError
         """
         self._rate = _parsed(rate)
+        self._part = type(self._rate)(max(1, self._rate.amount // workers), self._rate.multiples)
         self._memory = FixedWindowRateLimiter(MemoryStorage())
         self._known: OrderedDict[str, None] = OrderedDict()
         self._connections = _connections(store) if store else None
@@ -70,10 +73,10 @@ class Rates:
         self._known[caller] = None
         self._known.move_to_end(caller)
         if len(self._known) > MOST_CALLERS:
-            self._memory.clear(self._rate, self._known.popitem(last=False)[0])
-        if self._memory.hit(self._rate, caller):
+            self._memory.clear(self._part, self._known.popitem(last=False)[0])
+        if self._memory.hit(self._part, caller):
             return 0.0
-        return self._memory.get_window_stats(self._rate, caller).reset_time
+        return self._memory.get_window_stats(self._part, caller).reset_time
 
     async def _hit_shared(self, caller: str) -> float | None:
         """The same among all replicas; None where that cannot be told."""
