@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from cachetools import LRUCache
@@ -26,8 +26,9 @@ Build = Callable[[], Session]
 Kind = Literal["segment", "variant", "fused"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 VARIANTS_SHARE = 16
-# So often a set of layers is asked before a session of its own is built.
-FUSE_AFTER = 8
+# A set of layers gets a session of its own when it was asked eight times among so many requests: a second copy
+# of its weights pays only for whoever comes back soon, and many sets in turn would all get one some day.
+FUSE_AFTER, FUSE_WITHIN = 8, 64
 ASKED_KEPT = 4096
 # The background thread gives way to whoever answers a request.
 BACKGROUND_NICE = 4
@@ -44,6 +45,15 @@ class Kept:
     build_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How often a set was asked since its `first` request, at which the clock showed `since`."""
+
+    first: int
+    since: int
+    count: int
+
+
 class PlanCache:
     """Thread-safe; each key is built once however many ask, and nobody waits for another's key."""
 
@@ -57,7 +67,8 @@ class PlanCache:
         self._lock = threading.Lock()
         self._background = background or ThreadPoolExecutor(1, "fuse", _give_way)
         self._fusing: Hashable | None = None
-        self._asked: LRUCache[Hashable, tuple[int, int]] = LRUCache(ASKED_KEPT)
+        self._asked: LRUCache[Hashable, _Asked] = LRUCache(ASKED_KEPT)
+        self._asks = 0
         self._used: dict[Hashable, int] = {}
         self._kinds: dict[Hashable, Kind] = {}
         self._builds: dict[Kind, tuple[int, float]] = dict.fromkeys(KINDS, (0, 0.0))
@@ -106,18 +117,17 @@ class PlanCache:
     def fused(self, key: Hashable, build: Build, needed_bytes: int) -> Session | None:
         """The fused session of `key` where there is one; asked often enough, it is built in the background.
 
-        It takes room only from what nobody asked for meanwhile, so that many sets asked in turn do not
-        push each other out.
+        Often is FUSE_AFTER times among FUSE_WITHIN requests. It takes room only from what nobody asked for
+        meanwhile, so that many sets asked in turn do not push each other out.
         """
         with self._lock:
             if (session := self._find(key)) is not None:
                 return session
-            since, count = self._asked.get(key, (self._clock, 0))
-            self._asked[key] = (since, count + 1)
-            if count + 1 < FUSE_AFTER or self._fusing is not None:
+            asked = self._ask(key)
+            if asked.count < FUSE_AFTER or self._fusing is not None:
                 return None
             del self._asked[key]
-            if not self._has_room(needed_bytes, since):
+            if not self._has_room(needed_bytes, asked.since):
                 return None
             self._fusing = key
         self._background.submit(self._fuse, key, build)
@@ -141,6 +151,15 @@ class PlanCache:
         finally:
             with self._lock:
                 self._fusing = None
+
+    def _ask(self, key: Hashable) -> "_Asked":
+        """Count one more request for a set; what was asked too long ago counts no more."""
+        self._asks += 1
+        before = self._asked.get(key)
+        if before is None or self._asks - before.first >= FUSE_WITHIN:
+            before = _Asked(self._asks, self._clock, 0)
+        self._asked[key] = asked = replace(before, count=before.count + 1)
+        return asked
 
     def _find(self, key: Hashable) -> Session | None:
         self._clock += 1

@@ -1,11 +1,11 @@
 """Compiled plans within a byte budget."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
 
-from service.engine.plan_cache import PlanCache
+from service.engine.plan_cache import FUSE_AFTER, FUSE_WITHIN, PlanCache
 from service.errors import ModelFailed
 
 
@@ -77,3 +77,29 @@ def test_a_waiting_build_does_not_hold_up_another_key() -> None:
         assert cache.get("quick", lambda: Compiled(2)).kept_bytes == 2
         may_end.set()
         assert slow.result(10).kept_bytes == 1
+
+
+class AtOnce(Executor):
+    """Does in the foreground what is meant for the background."""
+
+    def submit(self, work, /, *given):  # type: ignore[no-untyped-def]
+        work(*given)
+        return Future()
+
+
+def asked_in_turn(sets: int, rounds: int) -> PlanCache:
+    cache = PlanCache(10_000, AtOnce())
+    for _ in range(rounds):
+        for key in range(sets):
+            cache.fused(key, lambda: Compiled(1), 1)
+    return cache
+
+
+def test_a_set_that_is_asked_again_and_again_gets_a_session_of_its_own() -> None:
+    assert len(asked_in_turn(1, FUSE_AFTER - 1)) == 0
+    assert len(asked_in_turn(1, FUSE_AFTER)) == 1
+
+
+def test_many_sets_asked_in_turn_get_none_however_long_it_goes_on() -> None:
+    assert len(asked_in_turn(FUSE_WITHIN // FUSE_AFTER, FUSE_AFTER)) == FUSE_WITHIN // FUSE_AFTER
+    assert len(asked_in_turn(FUSE_WITHIN, 10 * FUSE_AFTER)) == 0
