@@ -1,21 +1,28 @@
-"""What an early layer costs the service, against the bare pipeline: CPU seconds an answer, side by side.
+"""What a layer costs the service, against the bare pipeline: CPU seconds and latency an answer, side by side.
 
-ResNet-50 with random weights, a 100 kB JPEG in, the second ReLU as float32 `.npy` out. The bare
-pipeline is Pillow, numpy, the graph cut by hand and `np.save`, in one process with one thread, as the
-service runs a network by default.
+ResNet-50 with random weights, a 100 kB JPEG in, one ReLU as float32 `.npy` out. The bare pipeline is Pillow,
+numpy, the graph cut by hand and `np.save`, in one process with one thread, as the service runs a network by
+default. What HTTP itself takes is told by a static endpoint: FastAPI on the same server, which reads the same
+body and answers as many bytes to the same client.
 """
 
 import http.client
 import io
 import json
+import socket
 import subprocess
 import sys
 import time
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
+import uvicorn
+from fastapi import FastAPI, Request, Response
 from PIL import Image
 
 from tests.benchmarks.resnet import INPUT, random_resnet50, relus
@@ -66,62 +73,108 @@ def bare(file: Path, layer: str) -> None:
         return len(stream.getvalue())
 
     for _ in sys.stdin:
-        before, start = sum(me.cpu_times()[:2]), time.perf_counter()
+        before, times = sum(me.cpu_times()[:2]), []
         for _ in range(ANSWERS):
+            start = time.perf_counter()
             size = answer()
+            times.append(time.perf_counter() - start)
         used = sum(me.cpu_times()[:2]) - before
-        print(json.dumps([used / ANSWERS, (time.perf_counter() - start) / ANSWERS, size]), flush=True)
+        print(json.dumps([used / ANSWERS, median(times), size]), flush=True)
+
+
+def static(size: int) -> None:
+    """Serve FastAPI that reads the body and answers so many bytes; prints its port."""
+    app, content = FastAPI(), bytes(size)
+
+    @app.post("/")
+    async def answer(request: Request) -> Response:
+        await request.body()
+        return Response(content, media_type="application/x-npy")
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    print(listening.getsockname()[1], flush=True)
+    config = uvicorn.Config(app, log_config=None, access_log=False, loop="uvloop", http="httptools")
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def measure(folder: Path, position: int = 1) -> dict[str, float]:
-    """Medians of CPU milliseconds an answer, and their ratio round by round."""
+    """Medians of rounds that alternate: CPU milliseconds an answer, their ratio, and the latency's p50."""
     file = repository(folder)
     layer = relus(file)[position]
-    command = [sys.executable, "-m", "tests.benchmarks.early", str(file), layer]
-    peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert peer.stdin
-    assert peer.stdout
-    rows = []
-    try:
-        with serving("--models", str(folder)) as server:
-            client = http.client.HTTPConnection(server.url.removeprefix("http://"))
-            for _ in range(ROUNDS + 1):
-                peer.stdin.write("\n")
-                peer.stdin.flush()
-                rows.append((*json.loads(peer.stdout.readline()), *_served(client, server.pid, layer)))
-            client.close()
-    finally:
-        peer.stdin.close()
-        peer.wait(30)
-        peer.stdout.close()
+    query = urllib.parse.urlencode({"layers": layer, "format": "npy"})
+    path = f"/v1/models/resnet50/features?{query}"
+    with _helper("bare", file, layer) as peer, serving("--models", str(folder)) as server:
+        size = _ask(peer)[2]
+        with _helper("static", size) as http_only:
+            assert http_only.stdout
+            alone = _Client(f"127.0.0.1:{int(http_only.stdout.readline())}", http_only.pid, "/")
+            served = _Client(server.url.removeprefix("http://"), server.pid, path)
+            rows = [(*_ask(peer), *served.answers(), *alone.answers()) for _ in range(ROUNDS + 1)]
+            http_only.terminate()
     return _summary(rows[1:])
 
 
-def _served(client: http.client.HTTPConnection, pid: int, layer: str) -> tuple[float, float, int]:
-    process, image = psutil.Process(pid), jpeg()
-    query = urllib.parse.urlencode({"layers": layer, "format": "npy"})
-    headers = {"Content-Type": "image/jpeg"}
-    before, start = sum(process.cpu_times()[:2]), time.perf_counter()
-    for _ in range(ANSWERS):
-        client.request("POST", f"/v1/models/resnet50/features?{query}", image, headers)
-        body = client.getresponse().read()
-    used = sum(process.cpu_times()[:2]) - before
-    return used / ANSWERS, (time.perf_counter() - start) / ANSWERS, len(body)
+@contextmanager
+def _helper(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """This module in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.early", *map(str, words)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            if process.stdin:
+                process.stdin.close()
+            process.wait(30)
+
+
+def _ask(peer: subprocess.Popen[str]) -> tuple[float, float, int]:
+    assert peer.stdin
+    assert peer.stdout
+    peer.stdin.write("\n")
+    peer.stdin.flush()
+    cpu, wall, size = json.loads(peer.stdout.readline())
+    return cpu, wall, size
+
+
+class _Client:
+    """One client that waits for each answer."""
+
+    def __init__(self, address: str, pid: int, path: str) -> None:
+        self._connection = http.client.HTTPConnection(address)
+        self._process = psutil.Process(pid)
+        self._path = path
+        self._image = jpeg()
+
+    def answers(self) -> tuple[float, float, int]:
+        """CPU seconds an answer, median seconds, bytes."""
+        before, times = sum(self._process.cpu_times()[:2]), []
+        for _ in range(ANSWERS):
+            start = time.perf_counter()
+            self._connection.request("POST", self._path, self._image, {"Content-Type": "image/jpeg"})
+            body = self._connection.getresponse().read()
+            times.append(time.perf_counter() - start)
+        used = sum(self._process.cpu_times()[:2]) - before
+        return used / ANSWERS, median(times), len(body)
 
 
 def _summary(rows: list[tuple[float, ...]]) -> dict[str, float]:
     columns = np.array(rows)
-    bare_cpu, bare_wall, bare_bytes, cpu, wall, sent = np.median(columns, axis=0)
+    bare_cpu, bare, bare_bytes, cpu, served, sent, _, alone, _ = np.median(columns, axis=0).tolist()
     assert bare_bytes == sent
     return {
         "bare_cpu_ms": bare_cpu * 1000,
         "service_cpu_ms": cpu * 1000,
         "cpu_ratio": float(np.median(columns[:, 3] / columns[:, 0])),
-        "bare_wall_ms": bare_wall * 1000,
-        "service_wall_ms": wall * 1000,
+        "bare_p50_ms": bare * 1000,
+        "static_p50_ms": alone * 1000,
+        "service_p50_ms": served * 1000,
+        "p50_over_both_ms": float(np.median(columns[:, 4] - columns[:, 1] - columns[:, 7])) * 1000,
         "bytes": sent,
     }
 
 
 if __name__ == "__main__":
-    bare(Path(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "static":
+        static(int(sys.argv[2]))
+    else:
+        bare(Path(sys.argv[2]), sys.argv[3])
