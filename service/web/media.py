@@ -18,6 +18,7 @@ JSON_BODIES: Mapping[str, type[BaseModel]] = {
     "StatisticsBody": StatisticsQuery,
     "RenderBody": RenderQuery,
 }
+KEPT = tuple(f"image/{name}" for name in ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"))
 PICTURES = ("image/png", "image/webp", "image/jpeg")
 ARRAYS = tuple(f.media_type for f in FORMATS.values())
 FILTERS = (*(FORMATS[name].media_type for name in ("npz", "safetensors", "npy")), "image/png", "image/webp")
@@ -91,7 +92,13 @@ def not_modified(*headers: str) -> dict[int | str, Told]:
 def image_body(json_body: str) -> Told:
     """One image or several in any of the ways that they are taken; `json_body` is a name of `JSON_BODIES`."""
     parts = {"type": "array", "minItems": 1, "items": BINARY, "description": "One part an image"}
-    form = {"type": "object", "required": ["image"], "properties": {"image": parts}}
+    form = {
+        "title": "ImagesForm",
+        "description": "Images as the parts of a form",
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": parts},
+    }
     return {
         "requestBody": {
             "required": True,

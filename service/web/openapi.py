@@ -111,6 +111,7 @@ def document(app: FastAPI) -> Schema:
     for path, operations in told["paths"].items():
         for operation in operations.values():
             _complete(operation, needs_key=path not in OPEN_PATHS)
+            components["schemas"] |= _taken_out(operation.get("requestBody", {}).get("content", {}))
     content: Schema = _tidied(told)
     content["components"]["schemas"] |= {name: _enum(name) for name in ENUMS} | {"ProblemCode": CODE}
     content["components"]["schemas"] = dict(sorted(content["components"]["schemas"].items()))
@@ -162,9 +163,7 @@ def _enum(name: str) -> Schema:
 def _complete(operation: Schema, *, needs_key: bool) -> None:
     """Name the operation by its first sentence, and declare the headers and refusals of each answer."""
     first, _, rest = operation["description"].partition("\n")
-    operation["summary"] = first.removesuffix(".")
-    if not rest:
-        del operation["description"]
+    operation |= {"summary": first.removesuffix("."), "description": rest.strip()}
     answers = operation["responses"]
     if answers.get("422", {}).get("content", {}).keys() == {"application/json"}:
         del answers["422"]  # FastAPI's own
@@ -173,6 +172,15 @@ def _complete(operation: Schema, *, needs_key: bool) -> None:
     else:
         operation["security"] = []
     operation["responses"] = {status: _answer(status, answers[status]) for status in sorted(answers)}
+
+
+def _taken_out(content: Schema) -> Schema:
+    """The schemas of bodies by name, each replaced by a reference: generators name what is a component."""
+    found = {}
+    for told in content.values():
+        if title := told["schema"].get("title"):
+            found[title], told["schema"] = told["schema"], {"$ref": f"#/components/schemas/{title}"}
+    return found
 
 
 def _answer(status: str, told: Schema) -> Schema:
@@ -204,8 +212,23 @@ def _tidied(node: Any) -> Any:
         return node
     if name := _enum_name(node):
         kept = {key: value for key, value in node.items() if key not in ("enum", "type", "title")}
-        return {"$ref": f"#/components/schemas/{name}", **kept}
-    return {key: _untitled(value) if key == "properties" else _tidied(value) for key, value in node.items()}
+        node = {"$ref": f"#/components/schemas/{name}", **kept}
+    if "$ref" in node and len(node) > 1:
+        # What stands beside a reference is lost on some generators.
+        node = {"allOf": [{"$ref": node["$ref"]}], **{k: v for k, v in node.items() if k != "$ref"}}
+    if "in" in node and "schema" in node:
+        node = _parameter(node)
+    return {key: _members(value) if key == "properties" else _tidied(value) for key, value in node.items()}
+
+
+def _parameter(node: Schema) -> Schema:
+    """A parameter of named values is a reference alone: with a default beside it generators lose its type."""
+    schema = _untitled(node["schema"])
+    if _enum_name(schema) and "default" in schema:
+        told = f"{node['description']} (`{schema['default']}` without it)"
+        schema = {key: value for key, value in schema.items() if key != "default"}
+        node = node | {"description": told}
+    return node | {"schema": schema}
 
 
 def _enum_name(node: Schema) -> str | None:
@@ -213,7 +236,9 @@ def _enum_name(node: Schema) -> str | None:
     return NAMED.get(tuple(listed)) if isinstance(listed, list) else None
 
 
-def _untitled(properties: Mapping[str, Any]) -> Schema:
-    return {
-        name: _tidied({k: v for k, v in told.items() if k != "title"}) for name, told in properties.items()
-    }
+def _members(properties: Mapping[str, Any]) -> Schema:
+    return {name: _tidied(_untitled(told)) for name, told in properties.items()}
+
+
+def _untitled(schema: Mapping[str, Any]) -> Schema:
+    return {key: value for key, value in schema.items() if key != "title"}

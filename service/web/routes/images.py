@@ -18,6 +18,7 @@ from service.web.door import pipeline_of, refuse_parameters, visit_of
 from service.web.media import (
     ARRAYS,
     COMPUTED,
+    KEPT,
     OF_MODEL,
     ONE_IMAGE,
     PICTURES,
@@ -75,7 +76,7 @@ async def create_image(request: Request) -> Response:
     dependencies=[Depends(refuse_parameters)],
     response_class=Response,
     responses=responses(None, 404, 422, 503)
-    | answer("The image as it was sent", ("image/*",), "ETag")
+    | answer("The image as it was sent", KEPT, "ETag")
     | not_modified(),
 )
 async def get_image(image_id: ImageId, request: Request) -> Response:
