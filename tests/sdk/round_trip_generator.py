@@ -20,7 +20,9 @@ def main(url: str, photograph: Path, folder: Path) -> None:
         asked = {"layers": [LAYER], "format": ArrayFormatName.NPY}
         kept = images.get_image_features(image.id, MODEL, **asked)
         (folder / "kept.npy").write_bytes(kept)
-        sent = FeatureMapsApi(client).extract_features(MODEL, photograph.read_bytes(), **asked)
+        sent = FeatureMapsApi(client).extract_features(
+            MODEL, photograph.read_bytes(), **asked, _content_type="application/octet-stream"
+        )
         (folder / "sent.npy").write_bytes(sent)
         picture = images.get_image_picture(image.id, MODEL, LAYER, colormap="viridis")
         (folder / "map.png").write_bytes(picture)
