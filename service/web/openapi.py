@@ -71,8 +71,8 @@ ENUMS: Mapping[str, tuple[Any, str]] = {
     "Scope": (keys.Scope, "What a key allows"),
     "Style": (values.Style, "How a feature map is drawn"),
 }
-# What a caller without a key can meet anywhere, where the operator asks for keys.
-WITHOUT_KEY = (401,)
+# What a caller can meet anywhere, where the operator asks for keys or sets rates.
+ANYWHERE = (401, 429)
 NAMED = {get_args(alias): name for name, (alias, _) in ENUMS.items()} | {CODES: "ProblemCode"}
 
 CODE: Schema = {
@@ -163,12 +163,13 @@ def _enum(name: str) -> Schema:
 def _complete(operation: Schema, *, needs_key: bool) -> None:
     """Name the operation by its first sentence, and declare the headers and refusals of each answer."""
     first, _, rest = operation["description"].partition("\n")
-    operation |= {"summary": first.removesuffix("."), "description": rest.strip()}
+    operation["summary"] = first.removesuffix(".")
+    operation["description"] = rest.strip() or first
     answers = operation["responses"]
     if answers.get("422", {}).get("content", {}).keys() == {"application/json"}:
         del answers["422"]  # FastAPI's own
     if needs_key:
-        answers |= {str(status): told for status, told in responses(None, *WITHOUT_KEY).items()}
+        answers |= {str(status): told for status, told in responses(None, *ANYWHERE).items()}
     else:
         operation["security"] = []
     operation["responses"] = {status: _answer(status, answers[status]) for status in sorted(answers)}

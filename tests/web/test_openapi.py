@@ -80,7 +80,7 @@ def test_every_refusal_is_the_problem_with_all_its_codes(document: dict[str, Any
         for status, response in operation["responses"].items():
             assert (PROBLEM_TYPE in response.get("content", {})) == (int(status) >= 400), operation
     problem = document["components"]["schemas"]["Problem"]
-    assert problem["properties"]["code"]["$ref"] == "#/components/schemas/ProblemCode"
+    assert problem["properties"]["code"]["allOf"] == [{"$ref": "#/components/schemas/ProblemCode"}]
     assert document["components"]["schemas"]["ProblemCode"]["enum"] == list(CODES)
 
 
