@@ -7,7 +7,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import tritonclient.http as triton
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from tests.builders import model, put, small_cnn
@@ -102,12 +101,6 @@ def http(v2_server: Server) -> Iterator[httpx.Client]:
 def address(v2_server: Server) -> str:
     """As clients of the protocol take it."""
     return v2_server.url.removeprefix("http://")
-
-
-@pytest.fixture(scope="session")
-def client(address: str) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(address) as client:
-        yield client
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

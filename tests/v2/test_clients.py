@@ -3,6 +3,7 @@
 import asyncio
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,12 @@ from tests.v2.points import point
 
 Client = triton.InferenceServerClient
 IMAGE = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[Client]:
+    with triton.InferenceServerClient(address) as client:
+        yield client
 
 
 def sent(

@@ -26,7 +26,8 @@ LIST_FOLLOWS = re.compile(rb'"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}(?=\[)')
 MOST_SPACES = 64
 OF_NUMBERS = np.zeros(256, bool)
 OF_NUMBERS[list(b"+-.0123456789eE, \t\r\n[]NaInfiytrulsE")] = True
-PIECE_BYTES = 1 << 16
+# Many keys with next to nothing behind them must not cost a large piece each.
+FIRST_PIECE_BYTES, PIECE_BYTES = 1 << 8, 1 << 16
 
 
 def read_inference(body: bytes, head_length: str | None) -> tuple[Inference, float | None]:
@@ -82,13 +83,13 @@ def _without_numbers(text: bytes, numbers: dict[str, bytes]) -> bytes:
 
 def _end_of_numbers(text: bytes, start: int) -> int:
     """Behind the last bracket of what holds nothing but numbers; 0 where there is none."""
-    end = start
+    end, size = start, FIRST_PIECE_BYTES
     while end < len(text):
-        of_numbers = OF_NUMBERS[np.frombuffer(text[end : end + PIECE_BYTES], np.uint8)]
+        of_numbers = OF_NUMBERS[np.frombuffer(text[end : end + size], np.uint8)]
         if not of_numbers.all():
             end += int(of_numbers.argmin())
             break
-        end += len(of_numbers)
+        end, size = end + len(of_numbers), PIECE_BYTES
     return text.rfind(b"]", start, end) + 1
 
 
