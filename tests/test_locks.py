@@ -13,6 +13,9 @@ LOCKS = {
     "requirements.lock": ["--extra", "cpu"],
     "requirements-cuda.lock": ["--extra", "cuda"],
     "requirements-dev.lock": ["--extra", "cpu", "--extra", "dev"],
+    "deploy/ray/requirements.lock": [
+        *("--extra", "cpu", "deploy/ray/requirements.in", "--constraint", "requirements.lock")
+    ],
 }
 FLAGS = [
     "--universal",
@@ -26,7 +29,7 @@ FLAGS = [
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_compiling_again_with_its_own_pins_changes_nothing(lock: str, tmp_path: Path) -> None:
-    copy = tmp_path / lock
+    copy = tmp_path / "copy.lock"
     shutil.copy(ROOT / lock, copy)
     uv = Path(sys.executable).parent / "uv"
     command = [str(uv), "pip", "compile", "--quiet", *FLAGS, "pyproject.toml", *LOCKS[lock], "-o", str(copy)]
@@ -35,7 +38,7 @@ def test_compiling_again_with_its_own_pins_changes_nothing(lock: str, tmp_path: 
     assert copy.read_text() == (ROOT / lock).read_text()
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "deploy/checks/requirements.lock"])
 def test_a_lock_pins_with_hashes_and_names_no_address(lock: str) -> None:
     text = (ROOT / lock).read_text()
     pins = [line for line in text.splitlines() if "==" in line]

@@ -1,6 +1,8 @@
 """What is written down for engines is what they take, and what it names is there."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -45,6 +47,15 @@ def test_the_settings_that_it_makes_exist(file: str) -> None:
     names = set(re.findall(r"\bFEATUREMAPS_([A-Z_]+)", (ROOT / file).read_text()))
     assert names
     assert {name.lower() for name in names} - set(Settings.model_fields) == set()
+
+
+def test_the_bill_of_materials_lists_what_is_locked(tmp_path: Path) -> None:
+    file = tmp_path / "sbom.json"
+    done = run("cyclonedx-py", "requirements", "requirements.lock", "--output-file", str(file))
+    assert done.returncode == 0, done.stderr
+    listed = {f"{part['name']}=={part['version']}" for part in json.loads(file.read_text())["components"]}
+    locked = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert listed == set(locked)
 
 
 def test_the_image_lets_nobody_in_by_itself() -> None:
