@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.values import Limits, ModelLimits
 from service.web.access import Guard, is_loopback
 from service.web.application import build
+from service.web.exchange import Observer
 from service.web.keys import KeyRing
 from service.web.place import ALONE, Place
 from service.web.rates import Rates
@@ -92,7 +93,24 @@ def make_app(settings: Settings, place: Place = ALONE) -> FastAPI:
         settings=shown(settings),
         guard=guard_of(settings, place.workers),
         place=place,
+        observers=[open_traces(settings.trace_endpoint)] if settings.trace_endpoint else [],
     )
+
+
+def open_traces(endpoint: str) -> Observer:
+    """Who sends traces to an endpoint.
+
+    Raises:
+        ConfigurationError: OpenTelemetry is not installed.
+    """
+    try:
+        from service.web.traces import Traces
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        missing = "trace_endpoint needs OpenTelemetry: pip install 'featuremaps[tracing]'"
+        raise ConfigurationError(missing) from error
+    return Traces(endpoint)
 
 
 def guard_of(settings: Settings, workers: int = 1) -> Guard:

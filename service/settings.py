@@ -152,6 +152,11 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         description="How long connections are still taken after SIGTERM, while readiness says 503, seconds",
     )
+    trace_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="Where OpenTelemetry traces are sent by OTLP/HTTP, such as http://collector:4318/v1/traces",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for programs")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level")
 

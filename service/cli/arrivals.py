@@ -43,6 +43,11 @@ def listen(settings: Settings) -> socket.socket:
     return listening
 
 
+def hold_off(listening: socket.socket) -> None:
+    """Shorten the queue to one: who comes now tries again and then finds nobody, instead of being cut off."""
+    listening.listen(0)
+
+
 def accept(listening: socket.socket) -> socket.socket:
     """The next connection that waits at a listening socket.
 
@@ -80,6 +85,11 @@ class Arrivals:
         self._take = take
         self._beginning: set[asyncio.Task[object]] = set()
 
+    @property
+    def are_opening(self) -> bool:
+        """Whether some were taken that have no protocol yet."""
+        return bool(self._beginning)
+
     def begin(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         """Take what comes from now on."""
         self._loop = asyncio.get_running_loop()
@@ -89,8 +99,10 @@ class Arrivals:
 
     def end(self) -> None:
         """Take what has come, and nothing more."""
-        self._look(BACKLOG)
         self._loop.remove_reader(self._source)
+        if self._take is accept:
+            hold_off(self._source)
+        self._look(BACKLOG)
         self._source.close()
 
     def _look(self, most: int = MOST_A_TURN) -> None:

@@ -18,8 +18,8 @@ from service.settings import Settings
 
 # Longer than proxies keep idle connections (60 s in most), so that it is they who close them.
 KEEP_ALIVE_S = 75
-# After the last connection was taken, requests that are in its buffer already are still read.
-LAST_LOOK_S = 0.3
+# So long the connections that were taken last may take to send what they came for.
+LAST_REQUESTS_S, LOOK_S = 2.0, 0.02
 log = logging.getLogger("featuremaps.server")
 
 
@@ -72,8 +72,15 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was accepted, for as long as the longest request may take."""
         self._arrivals.end()
-        await asyncio.sleep(LAST_LOOK_S)
+        for _ in range(math.ceil(LAST_REQUESTS_S / LOOK_S)):
+            if self._somebody_is_silent():
+                await asyncio.sleep(LOOK_S)
         await super().shutdown(sockets=[])
+
+    def _somebody_is_silent(self) -> bool:
+        """Whether a connection has not sent a request's head yet; uvicorn would close it at once."""
+        connections = self.server_state.connections
+        return self._arrivals.are_opening or any(getattr(c, "cycle", None) is None for c in connections)
 
     def _protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]

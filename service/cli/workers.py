@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from service.cli.arrivals import BACKLOG, listen
+from service.cli.arrivals import BACKLOG, hold_off, listen
 from service.cli.channel import Report, Reports
 from service.settings import Settings
 
@@ -237,6 +237,7 @@ class Supervisor:
 
     def _close(self) -> None:
         """Take what has come, and nothing more, once all of it is handed over."""
+        hold_off(self._listening)
         self._accept(BACKLOG)
         if self._unhanded:
             return

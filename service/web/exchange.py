@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 from starlette.types import Scope
 
@@ -71,6 +71,16 @@ class Exchange:
 
 
 Tell = Callable[[Exchange], None]
+
+
+class Observer(Protocol):
+    """Who is told of every request that is over, and wants to know when the service ends."""
+
+    def tell(self, exchange: Exchange) -> None:
+        """It is over."""
+
+    def close(self) -> None:
+        """The service ends; may take a while."""
 
 
 def exchange_of(scope: Scope) -> Exchange:
