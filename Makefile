@@ -13,7 +13,7 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long test-sdk fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
+.PHONY: help run install test test-all test-long test-page test-sdk fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,19 +24,22 @@ run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and 
 install: $(VENV)/.installed ## Install the locked dependencies and the command at .venv/bin/featuremaps
 
 test: check ## Lint, types, import contracts and the test suite, long runs as samples
-	$(BIN)/python -m pytest -m "not slow and not cuda and not engine and not sdk and not fuzz"
+	$(BIN)/python -m pytest -m "not slow and not cuda and not engine and not page and not sdk and not fuzz"
 
 test-all: check ## The same with every long run
-	$(BIN)/python -m pytest -m "not cuda and not engine and not sdk and not fuzz"
+	$(BIN)/python -m pytest -m "not cuda and not engine and not page and not sdk and not fuzz"
 
 test-long: $(VENV)/.developing ## Only the long runs that make test leaves out
-	$(BIN)/python -m pytest -m "slow and not cuda and not engine and not sdk and not fuzz"
+	$(BIN)/python -m pytest -m "slow and not cuda and not engine and not page and not sdk and not fuzz"
 
 test-sdk: $(VENV)/.developing $(SDK)/.installed ## Clients generated from the running service's document
 	$(BIN)/python -m pytest -m sdk tests/sdk
 
 fuzz: $(VENV)/.developing ## Ten thousand cases of schemathesis against the running service
 	$(BIN)/python -m pytest -s -m fuzz tests/fuzz
+
+test-page: $(VENV)/.developing ## Only the page at /, driven in a real Chromium
+	$(BIN)/python -m pytest -m page tests/page
 
 check: $(VENV)/.developing ## Lint, formatting, types
 	$(BIN)/ruff check .

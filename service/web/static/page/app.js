@@ -16,6 +16,8 @@ import { layerNow, onScene, open, scene } from "./scene.js";
 import { change, onChange, view } from "./view.js";
 
 const STYLES = ["grid", "heatmap", "overlay", "pca", "eigencam", "cam"];
+// As in page.css: one part at a time.
+const NARROW = 900;
 const models = document.getElementById("model");
 const theme = document.getElementById("theme");
 
@@ -25,6 +27,9 @@ theme.addEventListener("click", () => {
   document.documentElement.dataset.theme = dark === "dark" ? "light" : "dark";
 });
 for (const tab of document.querySelectorAll("[data-pane]")) tab.addEventListener("click", () => showPane(tab.dataset.pane));
+document.getElementById("tiles").addEventListener("click", (event) => {
+  if (innerWidth <= NARROW && event.target.closest(".tile")) showPane("photo");
+});
 addEventListener("keydown", press);
 onScene(() => {
   models.value = view.model;

@@ -15,16 +15,15 @@ const operators = document.getElementById("operators");
 const found = document.getElementById("found");
 const foldAll = document.getElementById("fold-all");
 const opened = new Set();
+// The blocks that are shown: {id, fold}.
+let folds = [];
+// For each layer that lies in a block, what unfolds the block.
+const reveal = new Map();
 let shown = { network: null, image: "" };
 
 search.addEventListener("input", draw);
 operators.addEventListener("change", draw);
-foldAll.addEventListener("click", () => {
-  const all = blocksNow();
-  const close = all.every(({ id }) => opened.has(id));
-  for (const { id } of all) close ? opened.delete(id) : opened.add(id);
-  draw();
-});
+foldAll.addEventListener("click", () => foldEach(folds.some(({ id }) => !opened.has(id))));
 list.addEventListener("keydown", move);
 onScene(() => {
   if (shown.network === scene.network && shown.image === scene.photo?.id) return;
@@ -41,6 +40,7 @@ onScene(() => {
   draw();
 });
 onChange(["layer"], () => {
+  reveal.get(view.layer)?.();
   mark();
   list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 });
@@ -55,6 +55,8 @@ export function stepLayer(by) {
 function draw() {
   const { network } = scene;
   if (!network) return;
+  reveal.clear();
+  folds = [];
   const words = search.value.trim().toLowerCase();
   const filtered = words || operators.value;
   foldAll.hidden = Boolean(filtered);
@@ -65,15 +67,34 @@ function draw() {
     fill(list, make("ul", {}, fits.map((layer) => make("li", {}, makeRow(layer, layer.name)))));
     found.textContent = fits.length ? plural(fits.length, "layer") : "No layer is called so.";
   } else {
-    fill(list, divide(network.layers).map(makeStage));
+    fill(list);
+    drawStages(divide(network.layers));
     found.textContent = `${plural(network.layers.length, "layer")}, ${count(network.totalMacs)} MACs`;
-    foldAll.textContent = blocksNow().every(({ id }) => opened.has(id)) ? "Fold all" : "Unfold all";
   }
   mark();
 }
 
-function blocksNow() {
-  return [...list.querySelectorAll("[data-block]")].map((element) => ({ id: element.dataset.block }));
+/** One stage a frame, so that a long network never holds up the page. */
+async function drawStages(parts) {
+  const drawn = (drawStages.now = folds);
+  for (const part of parts) {
+    list.append(makeStage(part));
+    await new Promise(requestAnimationFrame);
+    if (drawStages.now !== drawn || folds !== drawn) return;
+  }
+  nameFoldAll();
+}
+
+/** One block a frame, for the same reason. */
+async function foldEach(open) {
+  for (const { fold } of folds) {
+    fold(open);
+    await new Promise(requestAnimationFrame);
+  }
+}
+
+function nameFoldAll() {
+  foldAll.textContent = folds.every(({ id }) => opened.has(id)) ? "Fold all" : "Unfold all";
 }
 
 function makeStage(part) {
@@ -99,21 +120,25 @@ function makeBlock(block) {
     toggle.setAttribute("aria-label", `${open ? "Fold" : "Unfold"} ${block.name}, ${plural(block.layers.length, "layer")}`);
     fill(inside, open ? block.layers.map((layer) => make("li", {}, makeRow(layer, shortName(layer, block)))) : []);
     inside.hidden = !open;
-    mark();
+    nameFoldAll();
   };
   toggle.addEventListener("click", () => fold(toggle.getAttribute("aria-expanded") !== "true"));
+  // The last layer is the block's own row, which is always there.
+  for (const { name } of block.layers.slice(0, -1)) reveal.set(name, () => opened.has(id) || fold(true));
+  if (view.layer !== last.name && block.layers.some(({ name }) => name === view.layer)) opened.add(id);
+  folds.push({ id, fold });
   fold(opened.has(id));
   const row = makeRow(last, block.name, plural(block.layers.length, "layer"));
   row.classList.add("whole");
   row.dataset.toggle = toggle.id = `toggle-${last.index}`;
-  return make("li", { data: { block: id } }, make("div", { class: "block" }, toggle, row), inside);
+  return make("li", {}, make("div", { class: "block" }, toggle, row), inside);
 }
 
 function makeRow(layer, name, note = layer.op) {
   const facts = make("span", { class: "facts" }, [step(layer), field(layer), layer.macs ? `${count(layer.macs)} MACs` : null].filter((x) => x).join(" · "));
   return make(
     "button",
-    { type: "button", class: "row", title: layer.name, data: { layer: layer.name }, on: { click: () => change({ layer: layer.name, channel: null }) } },
+    { type: "button", class: "row", title: layer.name, data: { layer: layer.name }, "aria-current": layer.name === view.layer ? "true" : null, on: { click: () => change({ layer: layer.name, channel: null }) } },
     makeThumbnail(layer, facts),
     make(
       "span",

@@ -9,7 +9,7 @@ import { value } from "./words.js";
 
 const BAR = [64, 1];
 // So many tiles a frame, so that thousands of channels never hold up the page.
-const TILES_A_FRAME = 200;
+const TILES_A_FRAME = 64;
 
 /** The tiles of one layer; `on` is called with {choose: channel, look: {channel, cell} or null}. */
 export class Grid {
@@ -47,6 +47,7 @@ export class Grid {
     const dead = new Set(told?.dead_channels ?? []);
     const all = [...Array(layer.channels).keys()];
     this.order = sort === "mean" && means ? ranked(means) : all;
+    fill(this.element);
     this.zoom = zoomOf(this.cells, side);
     const [high, wide] = this.cells.map((cells, axis) => cells * this.zoom[axis]);
     const style = this.element.style;
@@ -55,7 +56,6 @@ export class Grid {
     style.setProperty("--sheet", `${this.picture.width * this.zoom[1]}px ${this.picture.height * this.zoom[0]}px`);
     this.element.classList.toggle("shrunk", this.zoom[1] < 1);
     const current = this.order.includes(chosen) ? chosen : this.order[0];
-    fill(this.element);
     for (let at = 0; at < this.order.length; at += TILES_A_FRAME) {
       const part = this.order.slice(at, at + TILES_A_FRAME);
       this.element.append(...part.map((channel) => this.#tile(channel, { means, dead, current, chosen, labels })));

@@ -47,6 +47,7 @@ async function draw(changed) {
   try {
     const parts = await lesson(about);
     if (draw.now === drawn) fill(body, parts);
+    if (draw.now === drawn && changed.includes("lesson")) place.scrollIntoView({ block: "nearest" });
   } catch (error) {
     if (draw.now === drawn) fill(body, make("p", { class: "refusal" }, sentence(error)));
     if (error.status === undefined) console.error(error);

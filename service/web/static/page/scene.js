@@ -62,25 +62,25 @@ export async function open(makeSample) {
   Object.assign(scene, { networks: models, limits: settings });
   const usable = models.filter(({ state }) => state !== "failed");
   if (!usable.length) throw new Error("There is no model here that loads: start the service with --models PATH.");
-  if (!models.some(({ name }) => name === view.model)) change({ model: usable[0].name }, { quiet: true });
-  const [sample] = await Promise.all([found(view.image) ? null : makeSample(), settle()]);
-  if (sample) {
-    photos.set(sample.id, sample);
-    change({ image: sample.id }, { quiet: true });
-  }
+  const model = usable.some(({ name }) => name === view.model) ? view.model : usable[0].name;
+  const [photo] = await Promise.all([firstPhoto(makeSample), findNetwork(model)]);
+  photos.set(photo.id, photo);
+  change({ model, image: photo.id }, { quiet: true });
+  await settle();
 }
 
-/** Whether the address names a photograph. */
-function found(image) {
-  return /^[0-9a-f]{64}$/.test(image);
+/** The photograph of the address, where it names one that is still kept. */
+async function firstPhoto(makeSample) {
+  const named = /^[0-9a-f]{64}$/.test(view.image) ? await findPhoto(view.image).catch(() => null) : null;
+  return named ?? makeSample();
 }
 
 async function settle() {
-  const { model, image } = view;
+  const turn = (settle.turn = {});
   try {
-    const [network, photo] = await Promise.all([findNetwork(model), found(image) ? findPhoto(image) : scene.photo]);
-    if (model !== view.model || image !== view.image) return;
-    if (network.noImageReason) say(`${model} takes no photographs: ${network.noImageReason}`, { kind: "problem", lasts: 0 });
+    const [network, photo] = await Promise.all([findNetwork(view.model), findPhoto(view.image)]);
+    if (settle.turn !== turn) return;
+    if (network.noImageReason) say(`${network.name} takes no photographs: ${network.noImageReason}`, { kind: "problem", lasts: 0 });
     Object.assign(scene, { network, photo });
     const layer = likeness(network, view.layer);
     if (layer !== view.layer) change({ layer, channel: null }, { quiet: true });

@@ -4,6 +4,7 @@ import { say } from "./messages.js";
 
 const MOST_TRIES = 6;
 const LONGEST_WAIT_S = 20;
+const AGAIN_S = 0.5;
 // In memory only: it is gone with the page.
 let key = "";
 let askForKey = null;
@@ -55,11 +56,16 @@ export async function askBytes(path, options) {
   return (await ask(path, options)).arrayBuffer();
 }
 
-async function reach(path, options) {
+/** A connection that breaks is tried once more: everything that the page asks may be asked twice. */
+async function reach(path, options, last = false) {
   try {
     return await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (!last) {
+      await pause(AGAIN_S);
+      return reach(path, options, true);
+    }
     throw new Problem(0, { code: "unreachable", detail: "The service cannot be reached. Is it still running?" });
   }
 }
