@@ -103,3 +103,10 @@ def report(
     with capsys.disabled():
         print(f"\n{count} layers, optimisation {optimised[0]}: worst difference {worst:.3g} {where}")
     return count
+
+
+def test_metadata_tell_the_shapes_that_a_file_declares_where_inference_ends(test_data: Path) -> None:
+    models = test_data / "models" / "good"
+    with serving("--models", str(models / "style_candy.onnx"), "--load", "lazy") as server:
+        told = httpx.get(f"{server.url}/v2/models/style_candy", trust_env=False, timeout=120).json()
+    assert told["outputs"] == [{"name": "outputImage", "datatype": "FP32", "shape": [-1, 3, 720, 720]}]

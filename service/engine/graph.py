@@ -37,6 +37,7 @@ class Graph:
         self.nodes = named(graph.node)
         self.inputs = tuple(spec_of(value) for value in graph.input)
         self.outputs = tuple(value.name for value in graph.output)
+        self.declared = {value.name: spec_of(value) for value in graph.output}
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
         self._makers = {made: i for i, node in enumerate(self.nodes) for made in node.makes}

@@ -93,8 +93,9 @@ class LoadedModel:
     @cached_property
     def output_specs(self) -> tuple[TensorSpec, ...]:
         """The declared outputs that are tensors; None stands for an axis that the inputs decide."""
-        table, known = self.layers(), self._graph.network({}).tensors
-        return tuple(_output_spec(table.by_name[name], known.get(name)) for name in table.outputs)
+        table, inferred = self.layers(), self._graph.network({}).tensors
+        told = {n: (self._graph.declared[n], inferred.get(n)) for n in table.outputs}
+        return tuple(_output_spec(table.by_name[name], specs) for name, specs in told.items())
 
     def image_spec(self) -> TensorSpec:
         """The input that takes the photograph.
@@ -367,10 +368,11 @@ def _incomplete(spec: TensorSpec | None) -> bool:
     return spec is None or spec.shape is None or None in spec.shape
 
 
-def _output_spec(layer: Layer, known: TensorSpec | None) -> TensorSpec:
-    """Without symbolic axes only the rank is known, as far as the table knows it."""
-    if known is not None and known.shape is not None:
-        return replace(known, dtype=layer.dtype)
+def _output_spec(layer: Layer, known: Iterable[TensorSpec | None]) -> TensorSpec:
+    """Of the first that knows the axes; else only the rank is told, as far as the table knows it."""
+    for spec in known:
+        if spec is not None and spec.shape is not None:
+            return replace(spec, dtype=layer.dtype)
     return TensorSpec(layer.name, layer.dtype, (None,) * len(layer.shape) if layer.shape else None)
 
 

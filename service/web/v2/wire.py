@@ -38,7 +38,7 @@ def read_inference(body: bytes, head_length: str | None) -> tuple[Inference, flo
         BodyTooLarge: the JSON without its numbers is too long.
     """
     length = _head_length(head_length, len(body))
-    if length == 0:
+    if head_length is not None and length == 0:
         outputs, default = read_outputs(None, {"binary_data_output": True})
         return Inference(body, 0, None, None, outputs, default), None
     numbers: dict[str, bytes] = {}
