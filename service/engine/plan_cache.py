@@ -26,8 +26,8 @@ Build = Callable[[], Session]
 Kind = Literal["segment", "variant", "fused"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 VARIANTS_SHARE = 16
-# A set of layers gets a session of its own when it was asked eight times among so many requests: a second copy
-# of its weights pays only for whoever comes back soon, and many sets in turn would all get one some day.
+# A set of layers gets a session of its own when it was asked eight times among so many requests: a second
+# copy of its weights pays only for whoever comes back soon, and many sets in turn would all get one some day.
 FUSE_AFTER, FUSE_WITHIN = 8, 64
 ASKED_KEPT = 4096
 # The background thread gives way to whoever answers a request.
