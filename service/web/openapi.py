@@ -229,6 +229,9 @@ def _parameter(node: Schema) -> Schema:
         told = f"{node['description']} (`{schema['default']}` without it)"
         schema = {key: value for key, value in schema.items() if key != "default"}
         node = node | {"description": told}
+    if node["required"] and "examples" in schema:
+        # What a form to try the operation begins with.
+        node = node | {"example": schema["examples"][0]}
     return node | {"schema": schema}
 
 

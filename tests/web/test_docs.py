@@ -1,12 +1,16 @@
 """The page of the API and the files that it is made of, over the wire and in a real browser."""
 
 import gzip
+import io
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from playwright.sync_api import Locator
 
 from service.web.static_files import FOLDER, PAGE_POLICY
-from tests.browser import browsing
+from tests.browser import Visit, browsing
 from tests.servers import Server
 from tests.web.test_refusals import problem
 
@@ -63,3 +67,38 @@ def test_the_page_shows_every_operation_and_asks_no_other_host(server: Server, c
     assert shown == sum(len(operations) for operations in paths.values())
     assert visit.hosts() == {server.url.removeprefix("http://")}
     assert visit.complaints == []
+
+
+def filled_in(visit: Visit, server: Server, operation: str, photo: Path) -> Locator:
+    """The form of an operation that takes an image, with its own example of a model and a photograph."""
+    visit.page.goto(f"{server.url}/docs")
+    form = visit.page.locator(f"[id='operations-feature_maps-{operation}']")
+    form.locator(".opblock-summary").click()
+    assert form.locator("tr[data-param-name=model] input").input_value() == "cifar-resnet"
+    form.locator("tr[data-param-name=model] input").fill("small")
+    form.locator("input[type=file]").set_input_files(photo)
+    return form
+
+
+def test_a_photograph_can_be_uploaded_and_arrays_downloaded(
+    server: Server, client: httpx.Client, jpeg: bytes, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photograph.jpg"
+    photo.write_bytes(jpeg)
+    with browsing() as visit:
+        form = filled_in(visit, server, "extract_features", photo)
+        form.locator("button.execute").click()
+        with visit.page.expect_download() as download:
+            form.locator(".live-responses-table a[download]").click()
+        download.value.save_as(tmp_path / "maps.npz")
+        form = filled_in(visit, server, "render_features", photo)
+        form.locator("tr[data-param-name=layer] input").fill("stem/relu")
+        form.locator("button.execute").click()
+        picture = form.locator(".live-responses-table img")
+        picture.wait_for()
+        visit.page.wait_for_function("img => img.naturalWidth > 0", arg=picture.element_handle())
+    assert visit.complaints == []
+    expected = client.post("/v1/models/small/features", content=jpeg).content
+    with np.load(tmp_path / "maps.npz") as maps, np.load(io.BytesIO(expected)) as given:
+        assert maps.files == given.files
+        assert all(np.array_equal(maps[name], given[name]) for name in maps.files[:-1])

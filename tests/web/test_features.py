@@ -202,12 +202,12 @@ def test_an_answer_says_which_model_gave_it_and_how_long_each_stage_took(
     assert len(headers["Featuremaps-Model-Digest"]) == 64
     stages = [part.split(";")[0] for part in headers["Server-Timing"].split(", ")]
     assert stages == ["decode", "preprocess", "queue", "run", "reduce", "encode", "compress"]
-    assert headers["Content-Disposition"] == 'inline; filename="small-layers.npz"'
+    assert headers["Content-Disposition"] == 'attachment; filename="small-layers.npz"'
 
 
 def test_a_files_name_is_safe_whatever_the_layer_is_called(client: httpx.Client, jpeg: bytes) -> None:
     answer = post(client, jpeg, layers="stem/relu", format="npy")
-    assert answer.headers["Content-Disposition"] == 'inline; filename="small-stem-relu.npy"'
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="small-stem-relu.npy"'
 
 
 def test_json_numbers_are_an_operation_of_their_own(client: httpx.Client, jpeg: bytes) -> None:
