@@ -70,6 +70,8 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         map_cache_bytes=settings.map_cache_bytes // workers,
         max_batch_pixels=settings.max_batch_pixels if _batches(settings, runtime) else 0,
         plans=plans,
+        inspector=inspector,
+        upload_paths=_upload_paths(settings),
     )
 
 
@@ -148,6 +150,12 @@ def _networks(addresses: Sequence[str]) -> Sequence[str]:
         except ValueError as error:
             raise ConfigurationError(f"trusted_proxies: {address!r} is no address and no network") from error
     return addresses
+
+
+def _upload_paths(settings: Settings) -> Sequence[Path]:
+    """The operator's own; nothing is written into the program."""
+    paths = model_paths(settings)
+    return () if set(paths) & set(BUNDLED) else paths
 
 
 def model_paths(settings: Settings) -> tuple[Path, ...]:

@@ -143,12 +143,24 @@ class NotDrawable(RequestError):
     code, title = "not-drawable", "This layer cannot be drawn in this way"
 
 
+class VersionExists(RequestError):
+    code, title = "version-exists", "The model has this version already"
+
+
+class InvalidModel(RequestError):
+    code, title = "invalid-model", "The model is not one that can be served"
+
+
 class NoFilters(RequestError):
     code, title = "no-filters", "No convolution made this layer"
 
 
 class RateLimited(CapacityError):
     code, title = "rate-limited", "This caller asks too often"
+
+
+class RepositoryNotWritable(ModelError):
+    code, title = "repository-not-writable", "Models cannot be written here"
 
 
 class StoreUnavailable(CapacityError):

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ import uvicorn
 
 from service.app import make_app
 from service.cli.arrivals import Arrivals, accept, listen
+from service.cli.connection import Connection, Heeding, allow_connections
 from service.settings import Settings
 
 # Longer than proxies keep idle connections (60 s in most), so that it is they who close them.
@@ -31,7 +33,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Any, settings: Settings, arrivals: Arrivals, grace_s: float) -> None:
         config = uvicorn.Config(
-            app,
+            Heeding(app),
             log_config=None,
             access_log=False,
             proxy_headers=False,
@@ -43,6 +45,7 @@ class Server(uvicorn.Server):
         self.readiness = app.state.readiness
         self._arrivals = arrivals
         self._grace_s = grace_s
+        self._head_s = settings.max_stall_s
         self._ends_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -83,8 +86,12 @@ class Server(uvicorn.Server):
         return self._arrivals.are_opening or any(getattr(c, "cycle", None) is None for c in connections)
 
     def _protocol(self) -> asyncio.Protocol:
+        return Connection(self._inner, head_s=self._head_s, idle_s=KEEP_ALIVE_S)
+
+    def _inner(self, state: Mapping[str, Any]) -> asyncio.Protocol:
+        """uvicorn's own; `state` reaches the application beside that of its lifespan."""
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            config=self.config, server_state=self.server_state, app_state={**self.lifespan.state, **state}
         )
         return made
 
@@ -95,6 +102,7 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigurationError: the address cannot be listened on, or the settings do not allow a start.
     """
+    allow_connections()
     app = make_app(settings)
     listening = listen(settings)
     Server(app, settings, Arrivals(listening, accept), settings.drain_grace_s).run()

@@ -15,6 +15,7 @@ import click
 from service.app import make_app
 from service.cli.arrivals import Arrivals, receive
 from service.cli.channel import Report, State
+from service.cli.connection import allow_connections
 from service.cli.logs import set_up
 from service.cli.server import Server
 from service.errors import ConfigurationError
@@ -59,6 +60,7 @@ def main() -> None:
     settings = Settings.model_validate_json(sys.stdin.buffer.read())
     place = Place(int(sys.argv[2]), settings.workers, int(sys.argv[3]), Path(sys.argv[4]))
     set_up(settings, place.worker)
+    allow_connections()
     try:
         app = make_app(settings, place)
     except ConfigurationError as error:

@@ -1,5 +1,6 @@
 """Has model files checked by a process of its own before this one touches them."""
 
+import contextlib
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from service.values import ModelLimits
 PACKAGES = Path(__file__).parents[2]
 # Nothing else of the environment, which may hold secrets.
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "VIRTUAL_ENV", "PYTHONHOME")
-START_S = 60.0
+START_S = 120.0
 # By the clock, where others use the processor too.
 CLOCK_FACTOR = 4
 PATIENCE_S = 5.0
@@ -31,13 +32,16 @@ log = logging.getLogger("featuremaps.inspector")
 
 
 class Inspector:
-    """One process checks file after file, and ends when none has come for a while or one was too much."""
+    """A process checks file after file, and ends when none has come for a while or one was too much.
+
+    As many as ask at one time have one each.
+    """
 
     def __init__(self, limits: ModelLimits, optimization: str) -> None:
-        self._limits = limits
+        self.limits = limits
         self._given = json.dumps({"limits": asdict(limits), "optimization": optimization})
-        self._lock = threading.Lock()
-        self._processes: list[Process] = []
+        self._processes: set[Process] = set()
+        self._idle: list[Process] = []
         weakref.finalize(self, _end, self._processes)
 
     def check(self, name: str, version: str, file: Path, folder: Path) -> str:
@@ -46,44 +50,43 @@ class Inspector:
         Raises:
             ModelFailed: with the reason.
         """
-        asked = {"name": name, "version": version, "file": str(file), "folder": str(folder)}
-        with self._lock:
-            answer = self._answer(asked)
+        answer = self._answer({"name": name, "version": version, "file": str(file), "folder": str(folder)})
         if "reason" in answer:
             raise ModelFailed(answer["reason"])
         return str(answer["digest"])
 
     def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            _end(self._processes)
+        """End every process; a check that runs fails."""
+        _end(self._processes)
 
     def _answer(self, asked: Mapping[str, str]) -> Mapping[str, Any]:
+        longest = CLOCK_FACTOR * self.limits.check_seconds
         while True:
             process = self._process()
             start = time.monotonic()
-            longest = CLOCK_FACTOR * self._limits.check_seconds
             answer = _exchange(process, asked, longest)
             if answer is not None:
+                self._idle.append(process)
                 return answer
-            self._processes.clear()
+            self._processes.discard(process)
             if (status := _close(process)) != ENDED_BY_ITSELF:
-                is_late = time.monotonic() - start >= longest
-                return {"reason": self._reason(status, is_late=is_late)}
+                return {"reason": self._reason(status, is_late=time.monotonic() - start >= longest)}
 
     def _process(self) -> Process:
-        if self._processes:
-            return self._processes[0]
+        """One that nobody uses, else a new one."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
         process = _start(self._given)
+        self._processes.add(process)
         if _exchange(process, None, START_S) is None:
+            self._processes.discard(process)
             _close(process)
             raise ModelFailed("the process that checks models does not start")
-        self._processes.append(process)
         return process
 
     def _reason(self, status: int, *, is_late: bool) -> str:
         if is_late or status == -signal.SIGXCPU:
-            return f"checking the model took longer than check_seconds, {self._limits.check_seconds:g} s"
+            return f"checking the model took longer than check_seconds, {self.limits.check_seconds:g} s"
         if status == -signal.SIGKILL:
             return "the system ended the check of the model, most likely for want of memory"
         log.warning("the process that checks models ended with status %d", status)
@@ -131,7 +134,8 @@ def _close(process: Process) -> int:
             return process.wait()
 
 
-def _end(processes: list[Process]) -> None:
-    while processes:
-        processes[-1].kill()
-        _close(processes.pop())
+def _end(processes: set[Process]) -> None:
+    for process in tuple(processes):
+        process.kill()
+        _close(process)
+    processes.clear()

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from service.engine.catalog import Catalog
+from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel
 from service.engine.memory import release_freed
 from service.engine.plan_cache import PlanCache
@@ -31,6 +33,7 @@ from service.pipeline.prepare import Check, Ready, Source, check_size, decode_al
 from service.pipeline.shared import Flights, Known, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.tally import Tallies
+from service.pipeline.uploads import Uploads
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.values import Array, Drawing, FeatureMap, Job, Layer, Limits, Payload, Step
 
@@ -62,6 +65,8 @@ class Pipeline:
         map_cache_bytes: int,
         max_batch_pixels: int,
         plans: PlanCache,
+        inspector: Inspector,
+        upload_paths: Sequence[Path],
     ) -> None:
         self.catalog = catalog
         self.limits = limits
@@ -76,6 +81,8 @@ class Pipeline:
         self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
         self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
+        self._inspector = inspector
+        self.uploads = Uploads(upload_paths, inspector, functools.partial(self._pools.run, "load"))
         self.images = KeptImages(store, limits, functools.partial(self._pools.run, "store"))
 
     def figures(self) -> Figures:
@@ -106,6 +113,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""
+        self._inspector.close()
         self._pools.close()
         self.images.close()
 

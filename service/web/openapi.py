@@ -37,6 +37,7 @@ TAGS = [
         "description": "Feature maps of images sent along, as arrays, numbers and pictures",
     },
     {"name": "images", "description": "Images kept for a while, whose feature maps have URLs of their own"},
+    {"name": "admin", "description": "Changing which models there are, where the operator allows it"},
     {"name": "operation", "description": "What operators and probes ask"},
     {"name": "v2", "description": "The Open Inference Protocol, as clients of Triton and KServe speak it"},
 ]

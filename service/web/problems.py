@@ -32,6 +32,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.ImageNotFound: 404,
     errors.MethodNotAllowed: 405,
     errors.NotAcceptable: 406,
+    errors.VersionExists: 409,
     errors.BodyTooLarge: 413,
     errors.ImageTooLarge: 413,
     errors.TooManyImages: 413,
@@ -49,12 +50,14 @@ STATUS: dict[type[ServiceError], int] = {
     errors.ModelNeedsConstants: 422,
     errors.NotDrawable: 422,
     errors.NoFilters: 422,
+    errors.InvalidModel: 422,
     errors.RateLimited: 429,
     errors.StoreUnavailable: 503,
     errors.Overloaded: 503,
     errors.NotReady: 503,
     errors.DeadlineExceeded: 504,
     errors.ModelFailed: 503,
+    errors.RepositoryNotWritable: 503,
 }
 PATH_PARAMETER = re.compile(r"\{[^}]*\}")
 CODES = (*sorted(error.code for error in STATUS), INTERNAL)

@@ -79,6 +79,15 @@ class ModelSummary(BaseModel):
     reason: str | None = Field(description="Why the model or one of its versions failed")
 
 
+class UploadedModel(BaseModel):
+    """A version that was uploaded."""
+
+    model: str = NAME
+    version: str = VERSION
+    digest: str = DIGEST
+    bytes: int = Field(description="Of the file")
+
+
 class ModelList(BaseModel):
     """Every model, failed ones included."""
 

@@ -28,6 +28,8 @@ WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 LONGEST_DRAIN_S = 5.0
 VISIT = "featuremaps.visit"
 # Set in the scope by a route that undoes these content codings of its body.
+# Set by a route that keeps nothing of a body in memory: how many bytes it takes instead of `body_bytes`.
+STREAMED_BYTES = "featuremaps.streamed_bytes"
 CODINGS = "featuremaps.codings"
 
 
@@ -159,6 +161,11 @@ class _Body:
         """Whether the client sends nothing before it is told to (RFC 9110, 10.1.1)."""
         return self.arrived == 0 and "expect" in self._headers
 
+    @property
+    def _largest(self) -> int:
+        largest: int = self._scope.get(STREAMED_BYTES, self._limits.body_bytes)
+        return largest
+
     def _finish_if(self, complete: bool) -> None:
         if complete:
             self._read.set()
@@ -173,9 +180,10 @@ class _Body:
             message = await self._receive()
         size = len(message.get("body", b""))
         self.arrived += size
-        if self.arrived > self._limits.body_bytes:
+        if self.arrived > self._largest:
             raise self._too_large(self.arrived)
-        self._visit.take(size)
+        if STREAMED_BYTES not in self._scope:
+            self._visit.take(size)
         self.is_cut_off = message["type"] == "http.disconnect"
         self._finish_if(not message.get("more_body", False))
         return message
@@ -201,7 +209,7 @@ class _Body:
         length = self._headers.get("content-length", "0")
         if not length.isdigit():
             raise MalformedRequest("Content-Length is not a number")
-        if int(length) > self._limits.body_bytes:
+        if int(length) > self._largest:
             raise self._too_large(int(length))
         allowed = ("identity", *self._scope.get(CODINGS, ()))
         if (coding := self._headers.get("content-encoding", "identity").strip().lower()) not in allowed:
@@ -212,8 +220,8 @@ class _Body:
 
     def _too_large(self, actual: int) -> BodyTooLarge:
         return BodyTooLarge(
-            f"the body holds {actual} bytes or more; at most {self._limits.body_bytes} are taken",
-            limit=self._limits.body_bytes,
+            f"the body holds {actual} bytes or more; at most {self._largest} are taken",
+            limit=self._largest,
             actual=actual,
         )
 

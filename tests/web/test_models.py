@@ -138,6 +138,9 @@ def test_every_operation_has_a_stable_name(client: httpx.Client) -> None:
             "get_image_picture",
             "get_image_statistics",
             "check_access",
+            "load_model",
+            "unload_model",
+            "upload_model",
             "metrics",
         ]
     )

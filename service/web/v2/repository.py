@@ -10,6 +10,7 @@ from starlette.responses import Response
 from service.engine.catalog import Entry, State
 from service.errors import InvalidParameter
 from service.web.access import admit_admin
+from service.web.audit import audited
 from service.web.door import pipeline_of, visit_of
 from service.web.problems import responses
 from service.web.routes.models import ModelName
@@ -56,7 +57,8 @@ async def load(model: ModelName, request: Request) -> Response:
             parameter="parameters",
         )
     visit_of(request).enter()
-    await pipeline_of(request).load(model)
+    async with audited(request, "load", model) as record:
+        record["digest"] = (await pipeline_of(request).load(model)).identity.digest
     return Response(None, 200, {"Cache-Control": "no-store"})
 
 
@@ -73,7 +75,8 @@ async def unload(model: ModelName, request: Request) -> Response:
     for name in asked.parameters.keys() - {"unload_dependents"}:
         raise InvalidParameter(f"there is no parameter {name[:100]!r}", parameter="parameters")
     visit_of(request).enter()
-    await pipeline_of(request).unload(model)
+    async with audited(request, "unload", model):
+        await pipeline_of(request).unload(model)
     return Response(None, 200, {"Cache-Control": "no-store"})
 
 

@@ -1,0 +1,125 @@
+"""One connection: what a client sends before it is understood is bounded, in bytes and in time.
+
+uvicorn's parser takes heads of any length, and waits for the end of one for ever.
+"""
+
+import asyncio
+import resource
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CONNECTION = "featuremaps.connection"
+# Of a head, or of anything else that is no body, beside what one read of the socket brings.
+LARGEST_HEAD_BYTES = 64 * 1024
+TOO_LARGE, TOO_SLOW = "431 Request Header Fields Too Large", "408 Request Timeout"
+Inner = Callable[[Mapping[str, Any]], asyncio.Protocol]
+
+
+class Connection(asyncio.Protocol):
+    """Passes everything on to the server's own protocol, and gives up a client that overdoes it."""
+
+    def __init__(self, make_inner: Inner, *, head_s: float, idle_s: float) -> None:
+        """`head_s` is for a head to arrive; after an answer `idle_s` more are for the next one to begin."""
+        self._inner = make_inner({CONNECTION: self})
+        self._head_s = head_s
+        self._idle_s = idle_s
+        self._unheeded = 0
+        self._is_asking = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As asyncio calls it."""
+        # uvloop's are none of asyncio's classes, but have the methods.
+        self._transport = cast(asyncio.Transport, transport)
+        self._wait(self._head_s)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio calls it. Reading stops by itself while a body waits for the application."""
+        if self._unheeded >= LARGEST_HEAD_BYTES:
+            self._give_up(TOO_LARGE)
+            return
+        self._unheeded += len(data)
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        """As asyncio calls it."""
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """As asyncio calls it."""
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """As asyncio calls it."""
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio calls it."""
+        self._cancel()
+        self._inner.connection_lost(exc)
+
+    def begin(self) -> None:
+        """A head was read, and the application answers."""
+        self._cancel()
+        self._is_asking = True
+        self.heed()
+
+    def heed(self) -> None:
+        """The application took what had arrived."""
+        self._unheeded = 0
+
+    def end(self) -> None:
+        """The application has answered."""
+        self._is_asking = False
+        self.heed()
+        self._wait(self._idle_s + self._head_s)
+
+    def _wait(self, seconds: float) -> None:
+        self._cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._give_up, TOO_SLOW)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _give_up(self, status: str) -> None:
+        if self._is_asking or self._transport.is_closing():
+            self._transport.abort()
+            return
+        head = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        self._transport.write(head.encode())
+        self._transport.close()
+
+
+class Heeding:
+    """Tells a connection when the application begins, takes something, and has ended. Plain ASGI."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        connection: Connection | None = scope.get("state", {}).get(CONNECTION)
+        if connection is None or scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def receive_and_tell() -> Message:
+            message = await receive()
+            connection.heed()
+            return message
+
+        connection.begin()
+        try:
+            await self._app(scope, receive_and_tell, send)
+        finally:
+            connection.end()
+
+
+def allow_connections() -> None:
+    """Each takes a file of the process: as many as the system lets it have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
