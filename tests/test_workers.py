@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.builders import encoded, photograph
 from tests.servers import Server, serving
+from tests.test_command import featuremaps
 
 FEATURES = "/v1/models/small/features?layers=stem/relu"
 
@@ -95,9 +96,21 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(server: Server) 
     assert any("worker 1 ended with status -9 and is replaced" in line for line in server.log)
 
 
-def test_a_setting_that_no_worker_can_start_with_ends_them_all(repository: Path) -> None:
-    with pytest.raises(RuntimeError), serving("--workers", "2", "--models", "/nowhere"):
-        pass
+def test_a_setting_that_no_worker_can_start_with_ends_them_all() -> None:
+    done = featuremaps("serve", "--port", "0", "--workers", "2", "--models", "/nowhere")
+    assert done.returncode == 2
+    assert b"/nowhere is neither a repository folder nor an .onnx file" in done.stderr
+
+
+def test_without_their_supervisor_workers_end(repository: Path) -> None:
+    with serving("--models", str(repository), "--workers", "2") as server:
+        left = [Path(f"/proc/{pid}") for pid in pids(server).values()]
+        server.process.kill()
+        end = time.monotonic() + 30
+        while any(process.exists() for process in left):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert len(left) == 2
 
 
 def pids(server: Server) -> dict[str, int]:

@@ -5,6 +5,7 @@ input. It ends when no more connections will come and those that did are answere
 """
 
 import math
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -57,6 +58,8 @@ class Worker(Server):
 def main() -> None:
     """Serve until the channel ends."""
     channel = socket.socket(fileno=int(sys.argv[1]))
+    # Python closes sockets before it has ended; this one tells the supervisor that the process has.
+    os.dup(channel.fileno())
     settings = Settings.model_validate_json(sys.stdin.buffer.read())
     place = Place(int(sys.argv[2]), settings.workers, int(sys.argv[3]), Path(sys.argv[4]))
     set_up(settings, place.worker)

@@ -7,7 +7,6 @@ and a connection that was handed over does not pass through it.
 
 import logging
 import math
-import os
 import selectors
 import signal
 import socket
@@ -34,6 +33,8 @@ REST_S = 0.05
 SHORT_LIFE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S = 10.0, 0.5, 30.0
 # Beside the grace and the longest request.
 ENDING_S = 10.0
+# The system closes a process's files a moment before it can be reaped.
+REAP_S = 5.0
 log = logging.getLogger("featuremaps.workers")
 
 
@@ -110,7 +111,7 @@ class Worker:
         assert self.process is not None
         self.channel.close()
         try:
-            status = self.process.wait(1)
+            status = self.process.wait(REAP_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
@@ -155,7 +156,7 @@ class Supervisor:
         """The first lets readiness go and connections come for a while; the second ends at once."""
         if self._is_ending:
             self._kill_all()
-            os._exit(128 + sig)
+            sys.exit(128 + sig)
         self._end(0 if sig == signal.SIGINT else self._settings.drain_grace_s)
 
     def _end(self, grace_s: float) -> None:

@@ -16,7 +16,6 @@ from service.web.place import Place
 
 # A worker that does not answer in time is left out, as one that is just being replaced.
 LONGEST_WAIT_S = 2.0
-LONGEST_BYTES = 16 << 20
 log = logging.getLogger("featuremaps.metrics")
 
 
@@ -51,7 +50,7 @@ async def ask_others(place: Place) -> Sequence[bytes]:
 async def _ask(path: Path) -> bytes:
     try:
         async with asyncio.timeout(LONGEST_WAIT_S):
-            reader, writer = await asyncio.open_unix_connection(path, limit=LONGEST_BYTES)
+            reader, writer = await asyncio.open_unix_connection(path)
             try:
                 return await reader.read()
             finally:
