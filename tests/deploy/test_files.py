@@ -64,5 +64,6 @@ def test_the_image_lets_nobody_in_by_itself() -> None:
 
 
 def test_the_proxy_takes_as_much_as_the_service() -> None:
-    (size,) = re.findall(r"client_max_body_size (\d+)m;", (ROOT / "deploy/nginx/nginx.conf").read_text())
-    assert int(size) << 20 == Settings.model_fields["max_body_bytes"].default
+    sizes = re.findall(r"client_max_body_size (\d+)m;", (ROOT / "deploy/nginx/nginx.conf").read_text())
+    limits = [Settings.model_fields[name].default for name in ("max_body_bytes", "max_model_bytes")]
+    assert [int(size) << 20 for size in sizes] == limits
