@@ -4,7 +4,7 @@ bytes -> Job -> Picture -> Prepared -> Plan -> FeatureMap -> Payload
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
@@ -291,6 +291,14 @@ class Inference:
     outputs: tuple[Output, ...] | None
     default: Output
 
+    @cached_property
+    def _by_name(self) -> Mapping[str, Output]:
+        return {output.name: output for output in self.outputs or ()}
+
+    def output_of(self, layer: str) -> Output:
+        """What is asked of a layer."""
+        return self._by_name.get(layer) or replace(self.default, name=layer)
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -316,14 +324,9 @@ class Job:
     timeout_s: float = 60.0
     inference: Inference | None = None
 
-    @cached_property
-    def _outputs(self) -> Mapping[str, Output]:
-        outputs = (self.inference and self.inference.outputs) or ()
-        return {output.name: output for output in outputs}
-
     def reduction_of(self, layer: str) -> Reduction:
         """What is done to a layer's map: an inference may ask for each output apart."""
-        return self._outputs[layer].reduction if layer in self._outputs else self.reduction
+        return self.inference.output_of(layer).reduction if self.inference else self.reduction
 
 
 @dataclass(frozen=True)

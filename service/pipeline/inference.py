@@ -62,7 +62,7 @@ def prepare_inference(job: Job, model: LoadedModel, check: Check, limits: Limits
     assert first is not None
     if first.dtype == object:
         return _prepare_images(job, model, check, limits, watch, encoded=first, others=others)
-    tensor = check_fits(first, model.image_spec(), any_batch=model.image_spec().shape is not None)
+    tensor = check_fits(first, model.image_spec(), any_batch=True)
     size = sides_of(tensor, model)
     if 0 in tensor.shape[1:]:
         raise ShapeMismatch(f"input {model.first_input!r} has a side of 0", given=list(tensor.shape))
@@ -96,7 +96,7 @@ class InferenceAnswer:
 
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """Refuse what a reduction, a classification or JSON cannot do, and an answer over the limits."""
-        outputs = [(self._output(layer), layer) for layer in layers]
+        outputs = [(self._asked.output_of(layer.name), layer) for layer in layers]
         for output, layer in outputs:
             self._check_one(output, layer)
         regions = any(output.reduction.region is not None for output, _ in outputs)
@@ -111,7 +111,7 @@ class InferenceAnswer:
         by_name = {feature_map.layer.name: feature_map for feature_map in maps}
         with ready.watch.measure("reduce"):
             named: list[Named] = []
-            for output in self._asked.outputs or [self._output(layer) for layer in ready.layers]:
+            for output in self._asked.outputs or map(self._asked.output_of, by_name):
                 named += self._reduced(ready, by_name[output.name], output)
                 total = sum(one.values.nbytes for one in named)
                 if total > self._limits.answer_bytes:
@@ -125,12 +125,6 @@ class InferenceAnswer:
         if head_bytes is None:
             return Encoded(chunks, "application/json", "json")
         return Encoded(chunks, "application/octet-stream", "bin", {HEAD_LENGTH: str(head_bytes)})
-
-    def _output(self, layer: Layer) -> Output:
-        for output in self._asked.outputs or ():
-            if output.name == layer.name:
-                return output
-        return replace(self._asked.default, name=layer.name)
 
     def _check_one(self, output: Output, layer: Layer) -> None:
         numeric = reduce.is_numeric(layer.dtype)
@@ -158,9 +152,11 @@ class InferenceAnswer:
                 binary += reduce.answer_bytes(layer, output.reduction, images, window)
             else:
                 text += least_text(layer, output.reduction, images, window)
-        for total, limit in ((binary, limits.answer_bytes), (text, limits.json_answer_bytes)):
-            if total > limit:
-                raise _too_large(len(outputs), images, total, limit, as_json=total == text)
+        if binary > limits.answer_bytes:
+            raise too_large(len(outputs), images, binary, limits.answer_bytes)
+        if text > limits.json_answer_bytes:
+            refusal = too_large(len(outputs), images, text, limits.json_answer_bytes)
+            raise AnswerTooLarge(f"as JSON {refusal.detail}, or with binary_data", **refusal.extensions)
 
     def _reduced(self, ready: Ready, feature_map: FeatureMap, output: Output) -> list[Named]:
         layer, values = feature_map.layer, feature_map.values
@@ -299,10 +295,3 @@ def _empty(layer: Layer) -> Array:
         )
     shape = (0, *(side or 0 for side in layer.shape[1:]))
     return np.empty(shape, object if layer.dtype == "str" else layer.dtype)
-
-
-def _too_large(outputs: int, images: int, actual: int, limit: int, *, as_json: bool) -> AnswerTooLarge:
-    refusal = too_large(outputs, images, actual, limit)
-    if as_json:
-        refusal = AnswerTooLarge(f"as JSON {refusal.detail}, or with binary_data", **refusal.extensions)
-    return refusal

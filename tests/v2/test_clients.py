@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.oracles import UncutGraph
+from tests.servers import serving
 from tests.v2.conftest import LABELS
 from tests.v2.points import point
 
@@ -386,3 +388,33 @@ def test_reductions_of_a_request_and_of_an_output_are_those_of_v1(client: Client
     exact = np.take_along_axis(layer, chosen[:, :, None, None], 1)
     decoded = (few.as_numpy("stem/relu").astype(np.float32) - zero) * scale
     assert (np.abs(decoded - exact) <= scale).all()
+
+
+def test_a_version_is_asked_by_its_number(client: Client, http: httpx.Client, v2_models: Path) -> None:
+    result = client.infer("small", [sent(IMAGE)], model_version="1", outputs=wanted("pool"))
+    np.testing.assert_array_equal(result.as_numpy("pool"), uncut(v2_models, "pool"))
+    assert result.get_response()["model_version"] == "1"
+    assert client.get_model_config("small", "1")["name"] == "small"
+    (row,) = client.get_inference_statistics("small", "1")["model_stats"]
+    assert (row["name"], row["version"]) == ("small", "1")
+
+
+def test_all_models_are_named_and_counted_together(client: Client, http: httpx.Client) -> None:
+    names = http.get("/v2/models").json()["models"]
+    assert {"small", "broken", "echo-bf16"} <= set(names)
+    counted = {row["name"] for row in client.get_inference_statistics()["model_stats"]}
+    assert counted <= set(names) - {"broken"}
+    assert {"small", "echo-bf16"} <= counted
+
+
+def test_where_requests_share_batches_the_protocols_do_too(v2_models: Path, tmp_path: Path) -> None:
+    for name in ("small", "bare"):
+        shutil.copytree(v2_models / name, tmp_path / "models" / name)
+    options = ("--models", str(tmp_path / "models"), "--batching", "on", "--graph-optimization", "off")
+    with serving(*options) as server, Client(server.url.removeprefix("http://")) as client:
+        result = client.infer("small", [sent(IMAGE)], outputs=wanted("pool"))
+        np.testing.assert_array_equal(result.as_numpy("pool"), uncut(v2_models, "pool"))
+        assert client.infer("small", [sent(IMAGE[:0])]).as_numpy("logits").shape == (0, 5)
+        factor, images = np.array([3.0], np.float32), np.abs(IMAGE[:, :, :8, :8])
+        product = client.infer("bare", [sent(factor, name="factor"), sent(images)]).as_numpy("product")
+        np.testing.assert_array_equal(product, images * 3)
