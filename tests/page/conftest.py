@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from tests.browser import Visit, browsing, watched
 from tests.conftest import ROOT
@@ -62,7 +62,7 @@ def opening(
         def open_page(view: str = "", url: str = service.url, wait: bool = True, **given: Any) -> Page:
             context = browser.new_context(**{"viewport": WIDE, "accept_downloads": True, **given})
             closing.callback(context.close)
-            context.set_default_timeout(20_000)
+            context.set_default_timeout(60_000)
             visits.append(watched(context.new_page()))
             page = visits[-1].page
             page.goto(f"{url}/#{view}")
@@ -87,6 +87,8 @@ def page(opening: Opening) -> Page:
     return opening()
 
 
+# What is looked for comes at last, also where many others compute.
+expect.set_options(timeout=30_000)
 REFUSED = "Failed to load resource: the server responded with a status of "
 
 

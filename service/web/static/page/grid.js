@@ -9,7 +9,7 @@ import { value } from "./words.js";
 
 const BAR = [64, 1];
 // So many tiles a frame, so that thousands of channels never hold up the page.
-const TILES_A_FRAME = 64;
+const TILES_A_FRAME = 32;
 
 /** The tiles of one layer; `on` is called with {choose: channel, look: {channel, cell} or null}. */
 export class Grid {
