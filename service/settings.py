@@ -88,7 +88,7 @@ class Settings(BaseModel):
     map_cache_bytes: int = Field(
         256 * MIB, ge=0, description="Decoded pictures and maps of kept images that are held, bytes"
     )
-    max_in_flight: int = Field(64, ge=1, description="Requests worked on or waiting at one time")
+    max_in_flight: int = Field(256, ge=1, description="Requests worked on or waiting at one time")
     max_in_flight_bytes: int = Field(
         2048 * MIB, ge=1, description="Bodies, pictures, maps and answers of all requests together, bytes"
     )

@@ -86,7 +86,7 @@ def v2_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def v2_server(v2_models: Path) -> Iterator[Server]:
     """Unoptimised, so that values equal the uncut graph's; it takes as many as the tests send at once."""
-    options = ("--graph-optimization", "off", "--max-in-flight", "300", "--allow-admin")
+    options = ("--graph-optimization", "off", "--allow-admin")
     with serving("--models", str(v2_models), *options) as running:
         yield running
 
