@@ -87,7 +87,10 @@ def test_no_accepted_request_fails_when_it_ends_under_load(models: Path, workers
         load = asyncio.run(run(server))
         assert server.process.wait(60) == 0
     assert load.statuses == {200}
-    assert load.failed == {}
+    # The log names every request that was read; who connected last and sent too late was not accepted.
+    accepted = {line.split()[-1] for line in server.log if " featuremaps.access " in line}
+    assert len(accepted) >= load.answered
+    assert not accepted.intersection(load.failed)
 
 
 def test_readiness_goes_first_and_requests_are_taken_meanwhile(models: Path) -> None:

@@ -78,8 +78,9 @@ class Worker:
                 process_group=0,
             )
         assert self.process.stdin is not None
-        self.process.stdin.write(self._settings)
-        self.process.stdin.close()
+        # One that is gone already is reaped soon.
+        with suppress(BrokenPipeError), self.process.stdin as settings:
+            settings.write(self._settings)
         self._started = time.monotonic()
         return self.channel
 
