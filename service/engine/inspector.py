@@ -96,7 +96,7 @@ class Inspector:
 def _start(given: str) -> Process:
     """In a session of its own: a signal to the service's group is the service's to handle."""
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    return subprocess.Popen(  # noqa: S603  # This very program, with our own numbers.
+    process = subprocess.Popen(  # noqa: S603  # This very program, with our own numbers.
         [sys.executable, "-P", "-m", "service.engine.inspection", given],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -104,6 +104,9 @@ def _start(given: str) -> Process:
         env={**environment, "PYTHONPATH": str(PACKAGES), "ORT_DISABLE_TELEMETRY": "1"},
         start_new_session=True,
     )
+    # It ends by itself when it has nothing to do, and is to be gone then.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return process
 
 
 def _exchange(process: Process, asked: Mapping[str, str] | None, seconds: float) -> Mapping[str, Any] | None:
