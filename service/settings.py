@@ -182,7 +182,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
             continue
-        if SERVICE_LINK.fullmatch(variable) or "://" in environ[variable]:
+        if _is_service_link(variable, environ[variable]):
             log.info("ignoring %s: it looks like a Kubernetes service link", variable)
             continue
         name = variable.removeprefix(PREFIX).lower()
@@ -190,6 +190,10 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigurationError(f"{variable} is no setting; `featuremaps serve --help` shows all")
         values[name] = environ[variable]
     return values
+
+
+def _is_service_link(variable: str, value: str) -> bool:
+    return bool(SERVICE_LINK.fullmatch(variable)) or (variable == f"{PREFIX}PORT" and "://" in value)
 
 
 def _from_file(path: str | Path | None) -> dict[str, Any]:

@@ -23,9 +23,16 @@ def test_the_command_wins_over_the_environment_and_that_over_the_file(tmp_path: 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_can_be_given_in_the_environment(name: str) -> None:
     default = getattr(Settings(), name)
-    text = str(default) if default not in ((), "") else "somewhere"
+    somewhere = "http://somewhere" if name == "trace_endpoint" else "somewhere"
+    text = str(default) if default not in ((), "") else somewhere
     expected = (Path(text),) if name == "models" else {(): (text,), "": text}.get(default, default)
     assert getattr(read_settings({}, {PREFIX + name.upper(): text}), name) == expected
+
+
+def test_an_address_in_the_environment_is_taken_as_any_other_value() -> None:
+    """Only FEATUREMAPS_PORT with an address is Kubernetes' own."""
+    store = "redis://cache:6379/0"
+    assert read_settings({}, {"FEATUREMAPS_IMAGE_STORE": store}).image_store == store
 
 
 def test_several_repositories_stand_in_one_variable() -> None:

@@ -18,7 +18,7 @@ from tests.builders import model, small_cnn, weight
 
 LARGE = LARGE_BYTES // 4 + 1
 
-MOST = 1000
+MOST = 100_000
 
 
 def with_weights(*sizes: int) -> onnx.ModelProto:
