@@ -5,7 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from service.output.words import read_channels, read_grid, read_region
+from service.output.words import (
+    DECIMAL,
+    GRID,
+    PERCENT,
+    RANGE,
+    TOP,
+    read_channels,
+    read_grid,
+    read_region,
+)
 from service.values import (
     Combine,
     Compress,
@@ -82,6 +91,7 @@ class PartQuery(BaseModel):
         description="Which channels: `0..15,32` (inclusive) or `top:8`, ranked per image by mean absolute "
         "activation, the chosen ones in `<layer>#channels`",
         examples=["top:8"],
+        json_schema_extra={"pattern": f"^({TOP.pattern}|{RANGE.pattern}(,{RANGE.pattern})*)$"},
     )
     region: str | None = Field(
         None,
@@ -89,6 +99,7 @@ class PartQuery(BaseModel):
         description="`x,y,w,h` in pixels or `pct:x,y,w,h` in percent of the upright photograph: the cells "
         "whose centre lies inside",
         examples=["pct:25,25,50,50"],
+        json_schema_extra={"pattern": f"^({PERCENT})?({DECIMAL.pattern})(,({DECIMAL.pattern})){{3}}$"},
     )
 
 
@@ -97,7 +108,11 @@ class JsonFeaturesQuery(StatisticsQuery, PartQuery):
 
     pool: Pool = Field("none", description="Over rows and columns; leaves (N, C). gem: p = 3")
     grid: str | None = Field(
-        None, max_length=20, description="`HxW`: adaptive average pooling to that size", examples=["7x7"]
+        None,
+        max_length=20,
+        description="`HxW`: adaptive average pooling to that size",
+        examples=["7x7"],
+        json_schema_extra={"pattern": f"^{GRID.pattern}$"},
     )
     dtype: DtypeChoice = Field(
         "native",
