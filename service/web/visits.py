@@ -27,9 +27,9 @@ WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 # A client that still sends reads the refusal of a body only afterwards.
 LONGEST_DRAIN_S = 5.0
 VISIT = "featuremaps.visit"
-# Set in the scope by a route that undoes these content codings of its body.
 # Set by a route that keeps nothing of a body in memory: how many bytes it takes instead of `body_bytes`.
 STREAMED_BYTES = "featuremaps.streamed_bytes"
+# Set in the scope by a route that undoes these content codings of its body.
 CODINGS = "featuremaps.codings"
 
 
