@@ -17,7 +17,7 @@ from service.web.exchange import Observer
 from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
 from service.web.place import Place
-from service.web.routes import access, admin, docs, features, images, models, operation, page
+from service.web.routes import access, admin, features, images, models, operation, pages
 from service.web.v2 import inference, repository, server
 from service.web.v2 import models as v2_models
 from service.web.visits import Visits
@@ -49,7 +49,7 @@ def build(
     app.state.place = place
     app.state.settings = settings
     app.state.guard = guard
-    ours = (access, admin, features, images, models, operation, docs, page)
+    ours = (access, admin, features, images, models, operation, pages)
     for routes in (*ours, server, v2_models, inference, repository):
         app.include_router(routes.router)
     problems.install(app)

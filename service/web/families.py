@@ -29,10 +29,7 @@ def gauge(name: str, text: str, value: float) -> Metric:
 
 def gauges(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
     """One for each row."""
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
-    for of, value in rows:
-        family.add_metric(of, value)
-    return family
+    return _filled(GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels), rows)
 
 
 def counter(name: str, text: str, value: float) -> Metric:
@@ -42,7 +39,10 @@ def counter(name: str, text: str, value: float) -> Metric:
 
 def counters(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> Metric:
     """One for each row."""
-    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    return _filled(CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels), rows)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, rows: Iterable[Row]) -> Metric:
     for of, value in rows:
         family.add_metric(of, value)
     return family
