@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.builders import encoded, photograph
+from tests.builders import encoded, photograph, put, small_cnn
+from tests.conftest import ROOT
 from tests.page.conftest import REFUSED, Opening, picture
+from tests.page.service import running
 
 pytestmark = pytest.mark.page
 MODEL = "cifar-resnet"
@@ -114,6 +116,7 @@ def test_the_sample_comes_back(page: Page, tmp_path: Path) -> None:
 
 def test_every_layer_is_in_the_column_once_it_is_unfolded(page: Page, http: httpx.Client) -> None:
     page.click("#fold-all")
+    expect(page.locator("#fold-all")).to_have_text("Fold all")
     shown = page.locator(".row:not(.whole)").evaluate_all("rows => rows.map((row) => row.dataset.layer)")
     assert sorted(shown) == sorted(str(row["name"]) for row in layers(http))
 
@@ -316,3 +319,26 @@ def test_two_photographs_stand_side_by_side(page: Page, tmp_path: Path) -> None:
     assert pictures.nth(0).get_attribute("src") != pictures.nth(1).get_attribute("src")
     page.click("#pin")
     expect(page.locator("#compare")).to_be_hidden()
+
+
+def test_two_models_stand_side_by_side(opening: Opening, tmp_path: Path) -> None:
+    put(tmp_path / "models", "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    with running(tmp_path, ROOT / "models", tmp_path / "models") as both:
+        page = opening(url=both.url)
+        first = page.locator("#layer-title").inner_text()
+        page.click("#pin")
+        page.select_option("#model", "small")
+        expect(page.locator(".side figcaption").last).to_contain_text("Now: small")
+        expect(page.locator(".side img")).to_have_count(2)
+        assert page.locator(".side figcaption").first.inner_text() == f"Kept: {MODEL} · {first}"
+        with both.client() as http:
+            shapes = [
+                http.get(f"/v1/models/{side['model']}/layers", params={"layers": side["layer"]}).json()[
+                    "layers"
+                ]
+                for side in ({"model": MODEL, "layer": first}, view_of(page))
+            ]
+        for place, (layer,) in enumerate(shapes):
+            told = " \N{MULTIPLICATION SIGN} ".join(str(side) for side in layer["shape"][1:])
+            expect(page.locator(".side").nth(place)).to_contain_text(told)
+        page.context.close()

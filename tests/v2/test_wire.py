@@ -279,6 +279,7 @@ MALFORMED: dict[str, tuple[bytes, dict[str, str]]] = {
     ),
     "a gzip bomb": (gzip.compress(bytes(200 << 20)), {"Content-Encoding": "gzip"}),
     "a deflate bomb": (zlib.compress(bytes(200 << 20)), {"Content-Encoding": "deflate"}),
+    **{f"a header length of {length[:20]!r}": (BODY, {LENGTH: length}) for length in LENGTHS},
 }
 
 
@@ -287,7 +288,9 @@ def quickest_refusal(http: httpx.Client, body: bytes, headers: dict[str, str]) -
     seconds: list[float] = []
     while not seconds or (min(seconds) > 1 and len(seconds) < 4):
         start = time.perf_counter()
-        refusal = http.post(INFER, content=body, headers=headers)
+        refusal = http.post(
+            INFER, content=body, headers=[(k.encode(), v.encode()) for k, v in headers.items()]
+        )
         seconds.append(time.perf_counter() - start)
         assert 400 <= refusal.status_code < 500, refusal.text
         assert refusal.json()["error"]

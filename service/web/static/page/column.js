@@ -19,6 +19,8 @@ const opened = new Set();
 let folds = [];
 // For each layer that lies in a block, what unfolds the block.
 const reveal = new Map();
+// Settled once the whole column is there.
+let drawing = Promise.resolve();
 let shown = { network: null, image: "" };
 
 search.addEventListener("input", draw);
@@ -68,7 +70,7 @@ function draw() {
     found.textContent = fits.length ? plural(fits.length, "layer") : "No layer is called so.";
   } else {
     fill(list);
-    drawStages(divide(network.layers));
+    drawing = drawStages(divide(network.layers));
     found.textContent = `${plural(network.layers.length, "layer")}, ${count(network.totalMacs)} MACs`;
   }
   mark();
@@ -87,6 +89,7 @@ async function drawStages(parts) {
 
 /** One block a frame, for the same reason. */
 async function foldEach(open) {
+  await drawing;
   for (const { fold } of folds) {
     fold(open);
     await new Promise(requestAnimationFrame);
