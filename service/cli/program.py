@@ -15,6 +15,7 @@ import click
 from service import __version__
 from service.cli.logs import set_up
 from service.cli.options import OFFLINE, drawing_options, reduction_options, setting_options
+from service.cli.statuses import BAD_USAGE, FAILED
 from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
 from service.output.words import read_channels, read_grid, read_region
@@ -22,7 +23,6 @@ from service.settings import Settings, read_settings
 from service.values import Compress, Drawing, Reduction
 from service.web.keys import INFER, SCOPES, make_key
 
-BAD_USAGE, FAILED = 2, 1
 SECONDS = click.FloatRange(0.1, 3600)
 IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COLUMNS = ("index", "name", "op", "shape", "dtype", "reduction", "field", "macs", "stage")

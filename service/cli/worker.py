@@ -19,11 +19,10 @@ from service.cli.channel import Report, State
 from service.cli.connection import allow_connections
 from service.cli.logs import set_up
 from service.cli.server import Server
+from service.cli.statuses import BAD_USAGE
 from service.errors import ConfigurationError
 from service.settings import Settings
 from service.web.place import Place
-
-BAD_USAGE = 2
 
 
 class Worker(Server):

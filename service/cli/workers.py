@@ -21,9 +21,9 @@ from types import FrameType
 
 from service.cli.arrivals import BACKLOG, hold_off, listen
 from service.cli.channel import Report, Reports
+from service.cli.statuses import BAD_USAGE, FAILED
 from service.settings import Settings
 
-FAILED, BAD_USAGE = 1, 2
 TICK_S = 0.1
 MOST_A_TURN = 64
 # When no worker has room for one more handed over, or no file can be opened, connections wait so long.
