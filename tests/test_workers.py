@@ -2,29 +2,62 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.builders import encoded, photograph
+from tests.conftest import ROOT
 from tests.servers import Server, serving
 from tests.test_command import featuremaps
 
 FEATURES = "/v1/models/small/features?layers=stem/relu"
+FEW_FILES = 256
+# Root may have any number of descriptors under way, other users as many as they may have open files.
+ORDINARY = ("unshare", "--map-root-user") if os.geteuid() == 0 else ()
+# A worker that takes nothing is handed one connection after another until there is no room.
+HANDING = """
+import os, resource, signal, socket, tempfile
+from pathlib import Path
+from service.cli.workers import Worker
+from service.settings import Settings
+
+with tempfile.TemporaryDirectory() as folder, socket.socket() as connection:
+    worker = Worker(0, Settings(), Path(folder))
+    worker.start()
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+    try:
+        print(next(count for count in range(10_000) if not worker.hand(connection)))
+    finally:
+        worker.process.kill()
+        worker.bury()
+"""
 
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[Server]:
     options = ("--workers", "2", "--max-in-flight", "10", "--log-format", "json")
-    with serving("--models", str(repository), *options) as server:
-        until(server, lambda found: sum(found["featuremaps_ready"].values()) == 2)
-        yield server
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, FEW_FILES), hard))
+    try:
+        with serving("--models", str(repository), *options) as server:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            until(server, lambda found: sum(found["featuremaps_ready"].values()) == 2)
+            yield server
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def look(server: Server) -> dict[str, dict[tuple[str, str], float]]:
@@ -94,6 +127,27 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(server: Server) 
     assert after["0"] == before["0"]
     assert after["1"] != before["1"]
     assert any("worker 1 ended with status -9 and is replaced" in line for line in server.log)
+
+
+def test_every_process_may_open_as_many_files_as_the_system_allows(server: Server) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    every = (server.pid, *pids(server).values())
+    limits = [psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE) for pid in every]
+    assert limits == [(hard, hard)] * 3
+
+
+def test_a_system_that_lets_no_more_be_handed_over_is_no_error() -> None:
+    if ORDINARY and (not shutil.which(ORDINARY[0]) or subprocess.run([*ORDINARY, "true"]).returncode):
+        pytest.skip("root, and no user without root's rights can be had here (unshare)")
+    done = subprocess.run(
+        [*ORDINARY, sys.executable, "-c", HANDING],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    # Far fewer than the channel itself has room for.
+    assert (done.returncode, int(done.stdout or 0) <= 21) == (0, True), done.stderr
 
 
 def test_a_setting_that_no_worker_can_start_with_ends_them_all() -> None:

@@ -21,6 +21,7 @@ from types import FrameType
 
 from service.cli.arrivals import BACKLOG, hold_off, listen
 from service.cli.channel import Report, Reports
+from service.cli.connection import allow_connections
 from service.cli.statuses import BAD_USAGE, FAILED
 from service.settings import Settings
 
@@ -85,10 +86,11 @@ class Worker:
         return self.channel
 
     def hand(self, connection: socket.socket) -> bool:
-        """Hand a connection over; False where too many wait in the channel already."""
+        """Hand a connection over; False where too many wait in the channel already, or it is gone."""
         try:
             socket.send_fds(self.channel, [b"c"], [connection.fileno()])
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        except OSError:
+            # Beside a full channel ETOOMANYREFS: the system bounds what is under way between all processes.
             return False
         self._handed += 1
         return True
@@ -257,5 +259,6 @@ def supervise(settings: Settings) -> int:
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
+    allow_connections()
     with tempfile.TemporaryDirectory(prefix="featuremaps-") as folder:
         return Supervisor(settings, listen(settings), Path(folder)).run()
