@@ -1,7 +1,9 @@
 """Connections as they arrive: accepted here, or handed over by the supervisor that accepted them."""
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 
@@ -18,6 +20,10 @@ MOST_A_TURN = 64
 REST_S = 0.2
 log = logging.getLogger("featuremaps.server")
 Take = Callable[[socket.socket], socket.socket]
+
+
+class Lost(OSError):
+    """A connection was handed over and cannot be had: the system has closed it."""
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -63,10 +69,14 @@ def receive(channel: socket.socket) -> socket.socket:
     Raises:
         BlockingIOError: none was.
         EOFError: none will be.
+        Lost: this process can open no more files.
     """
-    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-    if not descriptors:
+    data, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    if not data:
         raise EOFError
+    if not descriptors:
+        # The system says so by leaving the descriptor out.
+        raise Lost(errno.EMFILE, os.strerror(errno.EMFILE))
     return socket.socket(fileno=descriptors[0])
 
 
@@ -74,8 +84,8 @@ class Arrivals:
     """Takes connections from where they come and gives each a protocol; lives on the event loop.
 
     uvloop accepts one connection a turn of its loop, and a busy loop turns seldom: new clients then wait
-    for seconds to be refused. This takes as many as there are. `count` is of all so far, `has_ended`
-    tells that no more will be handed over.
+    for seconds to be refused. This takes as many as there are. `count` is of all so far, lost ones included
+    since the supervisor counts them too; `has_ended` tells that no more will be handed over.
     """
 
     def __init__(self, source: socket.socket, take: Take) -> None:
@@ -116,6 +126,7 @@ class Arrivals:
                 self._loop.remove_reader(self._source)
                 return
             except OSError as error:
+                self.count += isinstance(error, Lost)
                 self._rest(error)
                 return
             self._open(connection)
