@@ -1,5 +1,6 @@
 """Clients that hold a connection and never come to the point, over real sockets to the real server."""
 
+import asyncio
 import contextlib
 import resource
 import socket
@@ -10,13 +11,18 @@ from collections.abc import Iterator
 import httpx
 import psutil
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
+from service.cli.connection import Connection, Heeding
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.servers import Server, serving
 
 FEATURES = "/v1/models/small/features?layers=stem/relu&format=npy"
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: "
 STALL_S = 3.0
+# Of a connection in one test alone, where the service itself gives them more than a minute.
+IDLE_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +136,42 @@ def test_trailers_without_end_are_refused_with_memory_flat(server: Server) -> No
     with others_are_served(server), connect(server) as client:
         assert flood(client, head, b"X-More: aaaaaaaa\r\n" * 4_000, 200 << 20) < 20 << 20
     assert rss(server) - before < 40 << 20
+
+
+def test_a_request_sent_behind_another_has_its_own_time() -> None:
+    """The first ends when the second has begun, and the second takes longer than an idle connection may."""
+    second_began = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/2":
+            second_began.set()
+            await asyncio.sleep(10 * IDLE_S)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
+        await second_began.wait()
+
+    async def run() -> bytes:
+        config = uvicorn.Config(Heeding(app), log_config=None, access_log=False, lifespan="off")
+        config.load()
+        states = uvicorn.Server(config).server_state
+
+        def accept() -> Connection:
+            return Connection(
+                lambda state: config.http_protocol_class(config, states, {**state}),  # type: ignore[call-arg]
+                head_s=IDLE_S / 2,
+                idle_s=IDLE_S / 2,
+            )
+
+        async with await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0) as listening:
+            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+            writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in (1, 2)))
+            answers = await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+        return answers
+
+    # Two answers, and when nothing more comes the connection is given up.
+    lines = [line for line in asyncio.run(run()).splitlines() if line.startswith((b"HTTP", b"/"))]
+    assert lines == [b"HTTP/1.1 200 OK", b"/1HTTP/1.1 200 OK", b"/2HTTP/1.1 408 Request Timeout"]
 
 
 @pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])

@@ -26,7 +26,8 @@ class Connection(asyncio.Protocol):
         self._head_s = head_s
         self._idle_s = idle_s
         self._unheeded = 0
-        self._is_asking = False
+        # One that is answered may end after the next one, sent behind it, has begun.
+        self._requests = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -64,7 +65,7 @@ class Connection(asyncio.Protocol):
     def begin(self) -> None:
         """A head was read, and the application answers."""
         self._cancel()
-        self._is_asking = True
+        self._requests += 1
         self.heed()
 
     def heed(self) -> None:
@@ -73,9 +74,10 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """The application has answered."""
-        self._is_asking = False
+        self._requests -= 1
         self.heed()
-        self._wait(self._idle_s + self._head_s)
+        if not self._requests:
+            self._wait(self._idle_s + self._head_s)
 
     def _wait(self, seconds: float) -> None:
         self._cancel()
@@ -86,7 +88,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
 
     def _give_up(self, status: str) -> None:
-        if self._is_asking or self._transport.is_closing():
+        if self._requests or self._transport.is_closing():
             self._transport.abort()
             return
         head = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
