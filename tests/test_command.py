@@ -134,6 +134,7 @@ def test_render_draws_what_the_service_draws(
         (["serve", "--port", "99999"], 2, "setting port"),
         (["serve", "--config", "absent.toml"], 2, "absent.toml"),
         (["extract", "small", "absent.jpg"], 2, "absent.jpg"),
+        (["extract", "small", __file__, __file__, "-o", "-"], 2, "`-` takes the maps of one image"),
     ],
 )
 def test_an_error_is_one_line_and_a_status(

@@ -89,6 +89,8 @@ def _job(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> Job:
 def _targets(images: Sequence[Path], output: Path | None, kind: str | None) -> list[tuple[Path, str]]:
     """Where each image's maps go, and in which format: the file's ending decides where nothing else does."""
     if str(output) == "-":
+        if len(images) > 1:
+            raise ConfigurationError(f"`-` takes the maps of one image, and {len(images)} need a folder")
         return [(Path("-"), kind or "npz")]
     if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
         chosen = kind or _format_of(output)
