@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -250,6 +251,26 @@ def test_a_token_given_in_place_of_its_hash_is_not_repeated() -> None:
 def test_a_file_of_keys_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         KeyRing([], tmp_path / "absent")
+
+
+def test_a_file_of_keys_that_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    """A pipe, so that it changes before the ring has read it to its end."""
+    file, next_file = tmp_path / "keys", tmp_path / "next"
+    os.mkfifo(file)
+    (token, line), (later, later_line) = make_key("ann", "infer"), make_key("ann", "infer")
+    next_file.write_text(later_line)
+
+    def change() -> None:
+        with file.open("w") as pipe:
+            next_file.replace(file)
+            pipe.write(line)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    ring = KeyRing([], file)
+    changing.join()
+    assert ring.find(token) is not None
+    until(lambda: ring.find(later) is not None)
 
 
 def featuremaps(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
