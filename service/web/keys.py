@@ -56,7 +56,8 @@ class KeyRing:
         self._from_file: tuple[Key, ...] = ()
         self._looked = time.monotonic()
         if file is not None:
-            self._from_file, self._state = _read_file(file), _state(file)
+            # In this order: what changes while it is read is then read again.
+            self._state, self._from_file = _state(file), _read_file(file)
         if not (self._given or self._from_file):
             raise ConfigurationError(f"{file} holds no key; `featuremaps key NAME` makes one")
 
