@@ -18,6 +18,8 @@ from service.errors import ConfigurationError
 
 PREFIX = "FEATUREMAPS_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+# The token that a client sends, as `featuremaps bench` does; it may be set for every command.
+KEY_VARIABLE = PREFIX + "KEY"
 # Kubernetes puts FEATUREMAPS_SERVICE_HOST, FEATUREMAPS_PORT_8000_TCP and the like into every pod
 # beside a Service called featuremaps, and FEATUREMAPS_PORT=tcp://10.0.0.1:8000.
 SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_.*|PORT_.*)")
@@ -180,7 +182,9 @@ def read_settings(options: Mapping[str, Any], environ: Mapping[str, str]) -> Set
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable == CONFIG_VARIABLE:
+        if not variable.startswith(PREFIX) or variable in (CONFIG_VARIABLE, KEY_VARIABLE):
+            if variable == KEY_VARIABLE and ":" in environ[variable]:
+                raise ConfigurationError(f"{variable} is what a client sends; {PREFIX}KEYS are those let in")
             continue
         if _is_service_link(variable, environ[variable]):
             log.info("ignoring %s: it looks like a Kubernetes service link", variable)

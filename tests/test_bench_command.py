@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,25 @@ from service.cli.bench import read_bench, request_of
 from service.cli.photographs import drawn_photograph, numbered
 from service.cli.program import main
 from service.intake.decode import decode
+from service.web.keys import make_key
 from tests.builders import encoded, photograph
 from tests.conftest import ROOT
-from tests.servers import Server
+from tests.servers import Server, serving
 
 SHORT = ("--seconds", "0.6", "--layers", "stem/relu")
 EACH_ROW = {"layers", "load", "stable", "answers_per_s", "p50_ms", "p90_ms", "p99_ms", "bytes", "refused"}
 
 
-def bench(*words: str | Path) -> Result:
-    return CliRunner().invoke(main, ["bench", *map(str, words)])
+def bench(*words: str | Path, **environ: str) -> Result:
+    return CliRunner().invoke(main, ["bench", *map(str, words)], env={"FEATUREMAPS_KEY": None, **environ})
+
+
+@pytest.fixture(scope="module")
+def locked(repository: Path) -> Iterator[tuple[Server, str]]:
+    """A service that wants a key, and one."""
+    token, line = make_key("laboratory", "infer")
+    with serving("--models", str(repository), FEATUREMAPS_KEYS=line) as server:
+        yield server, token
 
 
 def complaint(stdout: str, stderr: str) -> str:
@@ -91,6 +101,33 @@ def test_the_first_ready_model_is_measured_without_one_given(server: Server) -> 
     done = bench(server.url, "--layers", "index:0", "--concurrency", "1", "--seconds", "0.3", "--json", "-")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["model"] == "fixed"
+
+
+@pytest.mark.parametrize("is_option", [True, False])
+def test_a_key_is_sent_with_every_request_and_never_told(locked: tuple[Server, str], is_option: bool) -> None:
+    server, token = locked
+    words = (server.url, "--layers", "index:0", "--concurrency", "1", "--seconds", "0.3", "--json", "-")
+    done = bench(*words, "--key", token) if is_option else bench(*words, FEATUREMAPS_KEY=token)
+    (row,) = rows(done)
+    assert (row["refused"], row["failed"], row["answers"] > 0) == ({}, {}, True)
+    assert token not in done.output
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "text"),
+    [
+        ("", 1, "a key is needed"),
+        ("wrong", 1, "key"),
+        ("laboratory:infer:00", 2, "--key"),
+        ("a\nb", 2, "--key"),
+    ],
+)
+def test_a_key_that_does_not_let_in_is_one_line(
+    locked: tuple[Server, str], key: str, status: int, text: str
+) -> None:
+    done = bench(locked[0].url, *SHORT, "--key", key)
+    assert (text in complaint(done.stdout, done.stderr), done.exit_code) == (True, status)
+    assert not key or key not in done.output
 
 
 @pytest.mark.parametrize(
@@ -175,7 +212,7 @@ def test_requests_differ_unless_told_not_to(identical: bool) -> None:
         "kind": "npy",
     }
     times = {"window": 1.0, "tolerance": 5.0, "max_seconds": 9.0, "seconds": None}
-    rest = {"accept_encoding": None, "query": (), "pid": None, "identical": identical}
+    rest = {"accept_encoding": None, "query": (), "pid": None, "identical": identical, "key": None}
     wanted = read_bench("http://127.0.0.1:8000", {**words, **times, **rest})
     first, second = (request_of(wanted, "small", "a", number) for number in (1, 2))
     assert (first == second) == identical

@@ -45,6 +45,17 @@ def test_a_misspelt_variable_is_an_error(variable: str) -> None:
         read_settings({}, {variable: "1"})
 
 
+def test_the_key_that_a_client_sends_is_no_setting() -> None:
+    assert read_settings({}, {"FEATUREMAPS_KEY": "featuremaps_token"}) == Settings()
+
+
+def test_keys_as_they_are_stored_under_the_name_of_a_clients_are_not_passed_over() -> None:
+    stored = f"ann:infer:{'0' * 64}"
+    with pytest.raises(ConfigurationError, match="FEATUREMAPS_KEYS") as refusal:
+        read_settings({}, {"FEATUREMAPS_KEY": stored})
+    assert stored not in str(refusal.value)
+
+
 def test_a_misspelt_key_of_the_file_is_an_error(tmp_path: Path) -> None:
     config = tmp_path / "settings.toml"
     config.write_text("prot = 1\n")

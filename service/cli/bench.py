@@ -4,9 +4,10 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -34,6 +35,7 @@ from service.errors import ServiceError
 MB = 1e6
 # The first request of a layer compiles its plan, and may even load the model.
 PROBE_TIMEOUT_S = 120.0
+TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99}
 # What the table puts together of the stages that `Server-Timing` tells.
 PARTS = {
@@ -52,7 +54,7 @@ class NoAnswer(ServiceError):
 
 @dataclass(frozen=True)
 class Bench:
-    """What to measure: every layer set under every load."""
+    """What to measure: every layer set under every load; `caller` is the header with a key, told nowhere."""
 
     url: str
     model: str | None
@@ -64,6 +66,7 @@ class Bench:
     identical: bool
     schedule: Schedule
     pid: int | None
+    caller: Mapping[str, str] = field(repr=False)
 
 
 async def run_bench(wanted: Bench, told: Callable[[str], None]) -> dict[str, Any]:
@@ -74,7 +77,7 @@ async def run_bench(wanted: Bench, told: Callable[[str], None]) -> dict[str, Any
         ConfigurationError: process `pid` cannot be looked at.
     """
     process = Process(wanted.pid) if wanted.pid is not None else None
-    model = wanted.model or await _first_ready(wanted.url)
+    model = wanted.model or await _first_ready(wanted.url, wanted.caller)
     asked = {layers: partial(request_of, wanted, model, layers) for layers in wanted.layer_sets}
     for requests in asked.values():
         await _fetch(requests(0))
@@ -104,7 +107,8 @@ def request_of(wanted: Bench, model: str, layers: str, number: int) -> Request:
     query = urlencode([("layers", layers), *wanted.query])
     url = f"{wanted.url}/v1/models/{quote(model, safe='')}/features?{query}"
     image = wanted.image if wanted.identical else numbered(wanted.image, number)
-    return Request("POST", url, image, {"Content-Type": "application/octet-stream", **wanted.headers})
+    headers = {"Content-Type": "application/octet-stream", **wanted.headers, **wanted.caller}
+    return Request("POST", url, image, headers)
 
 
 async def _measured(
@@ -226,8 +230,8 @@ def _counts(counted: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in counted.items()) or "0"
 
 
-async def _first_ready(url: str) -> str:
-    body = await _fetch(Request("GET", f"{url}/v1/models"))
+async def _first_ready(url: str, caller: Mapping[str, str]) -> str:
+    body = await _fetch(Request("GET", f"{url}/v1/models", headers=caller))
     try:
         ready = [str(model["name"]) for model in json.loads(body)["models"] if model["state"] == "ready"]
     except (ValueError, KeyError, TypeError) as error:
@@ -287,7 +291,21 @@ def read_bench(url: str, asked: Mapping[str, Any]) -> Bench:
             until_stable=asked["seconds"] is None,
         ),
         pid=asked["pid"],
+        caller=read_key(asked["key"]),
     )
+
+
+def read_key(token: str | None) -> Mapping[str, str]:
+    """The header that sends a key, if any.
+
+    Raises:
+        click.BadParameter: it is no token (RFC 6750, 2.1); it is not repeated, since it may hold one.
+    """
+    if not token:
+        return {}
+    if not TOKEN.fullmatch(token):
+        raise click.BadParameter("the key is not the token that `featuremaps key` shows", param_hint="--key")
+    return {"Authorization": f"Bearer {token}"}
 
 
 def read_url(text: str) -> str:

@@ -19,7 +19,7 @@ from service.cli.statuses import BAD_USAGE, FAILED
 from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
 from service.output.words import read_channels, read_grid, read_region
-from service.settings import Settings, read_settings
+from service.settings import KEY_VARIABLE, Settings, read_settings
 from service.values import Compress, Drawing, Reduction
 from service.web.keys import INFER, SCOPES, make_key
 
@@ -206,6 +206,13 @@ def render(
 @click.argument("url")
 @click.option("--model", help="Which model.  [default: the first that is ready]")
 @click.option(
+    "--key",
+    metavar="TOKEN",
+    envvar=KEY_VARIABLE,
+    show_envvar=True,
+    help="Sent as a bearer token; as an option other users of this machine can see it.",
+)
+@click.option(
     "--layers",
     "layer_sets",
     multiple=True,
@@ -247,6 +254,7 @@ def bench(url: str, target: Path | None, **asked: Any) -> None:
       featuremaps bench http://127.0.0.1:8000
       featuremaps bench http://127.0.0.1:8000 --layers stem.relu --layers stage:-1 --concurrency 1,4,16
       featuremaps bench http://127.0.0.1:8000 --rate 50,100 --query dtype=float16 --json result.json
+      FEATUREMAPS_KEY="$(cat token)" featuremaps bench https://maps.example.org
     """
     try:
         from service.cli.bench import read_bench, run_bench, table
