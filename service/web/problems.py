@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from service import errors
 from service.errors import ServiceError
-from service.web.exchange import exchange_of
+from service.web.exchange import EXCHANGE, exchange_of
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
@@ -105,7 +105,9 @@ def _document(
     extensions: Mapping[str, Any],
     headers: Mapping[str, str],
 ) -> Response:
-    exchange_of(request.scope).code = code
+    # What stands in front of the service refuses in the same words, and has no exchange.
+    if EXCHANGE in request.scope:
+        exchange_of(request.scope).code = code
     content = {
         "type": f"urn:featuremaps:problem:{code}",
         "title": title,

@@ -7,7 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
+from service.errors import Overloaded
+from service.web import problems
 from tests.builders import encoded, photograph
 from tests.servers import Server
 
@@ -288,3 +291,11 @@ def test_a_client_that_leaves_while_sending_is_no_bug_of_ours(server: Server, cl
         connection.sendall(head.encode() + bytes(500))
     assert client.get("/livez").status_code == 200
     assert "a bug of ours" not in "".join(server.log)
+
+
+def test_what_stands_in_front_of_the_service_refuses_in_the_same_words() -> None:
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b"", "headers": []}
+    answer = problems.problem(Request(scope), Overloaded("every replica is busy", retry_after_s=1))
+    body = json.loads(bytes(answer.body))
+    assert (answer.status_code, answer.headers["Retry-After"], body["code"]) == (503, "1", "overloaded")
+    assert body.keys() >= MEMBERS
