@@ -7,6 +7,7 @@ computes something or names what it stores by its content.
 
 import asyncio
 import os
+import re
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.app import make_app
-from service.errors import Overloaded
+from service.errors import Forbidden, Overloaded
 from service.settings import Settings, read_settings
 from service.web.problems import problem
 
@@ -30,6 +31,8 @@ MAX_REPLICAS = int(os.environ.get("RAY_MAX_REPLICAS", "8"))
 CPUS = float(os.environ.get("RAY_REPLICA_CPUS", "1"))
 # Several replicas of small networks may share a GPU: 0.25 puts four on one.
 GPUS = float(os.environ.get("RAY_REPLICA_GPUS", "0"))
+# Of `upload_model`, the only operation with a body beyond max_body_bytes.
+UPLOAD = re.compile(r"/v1/models/[^/]+/versions/[^/]+")
 ATTEMPTS = 6
 FIRST_PAUSE_S = 0.1
 
@@ -115,6 +118,8 @@ class Door:
 
     async def __call__(self, request: Request) -> Response:
         """The service's answer."""
+        if request.method == "PUT" and UPLOAD.fullmatch(request.url.path):
+            return problem(request, Forbidden(NO_UPLOADS))
         question = Question(_portable(request), await self._body(request))
         try:
             answer = await self._asked(question)
@@ -149,6 +154,8 @@ class Door:
         return bytes(body)
 
 
+# The door would hold gigabytes of whoever asks, and one replica alone would get the model.
+NO_UPLOADS = "Ray Serve passes no models on: put the file where all replicas read their models"
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers")
 READY: dict[str, Any] = {
     "type": "http",

@@ -1,7 +1,8 @@
 """The service on Ray under load, told as one line of JSON; run by Ray's Python where there is only loopback.
 
-`ray_afternoon.py FOLDER kill` kills one of two replicas by its pid amid the load; `ray_afternoon.py FOLDER 2`
-counts the answers a second of two.
+`ray_afternoon.py FOLDER kill` kills one of two replicas by its pid amid the load; `ray_afternoon.py FOLDER
+refuse` asks for more at once than one with a short queue takes, and for what is not passed on;
+`ray_afternoon.py FOLDER 2` counts the answers a second of two.
 """
 
 import asyncio
@@ -25,10 +26,11 @@ QUERY = "layers=stages&pool=avg"
 KINDS = {"service": b":Service", "door": b":Door", "proxy": b"ProxyActor"}
 
 
-def start(folder: str, replicas: int) -> None:
+def start(folder: str, replicas: int, **queue: int) -> None:
     os.environ |= {"RAY_MIN_REPLICAS": str(replicas), "RAY_MAX_REPLICAS": str(replicas)}
     os.environ |= {
         "FEATUREMAPS_ALLOW_ANONYMOUS": "true",
+        "FEATUREMAPS_ALLOW_ADMIN": "true",
         "FEATUREMAPS_IMAGE_STORE": f"{folder}/images.sqlite3",
     }
     ray.init(
@@ -39,9 +41,10 @@ def start(folder: str, replicas: int) -> None:
         object_store_memory=200 << 20,
     )
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    from deploy.ray.application import application
+    from deploy.ray.application import Door, Service, application
 
-    serve.run(application, logging_config={"enable_access_log": False})
+    shipped = Door.bind(Service.options(**queue).bind()) if queue else application
+    serve.run(shipped, logging_config={"enable_access_log": False})
 
 
 def cpu_seconds() -> dict[str, float]:
@@ -90,6 +93,20 @@ async def load(seconds: float, query: str, picture: bytes, during: Any = None) -
     return {"statuses": statuses, "a_second": statuses.get("200", 0) / (time.monotonic() - end + seconds)}
 
 
+async def refusals(picture: bytes) -> dict[str, Any]:
+    """What is said to a crowd that comes at once, and to who uploads a model."""
+
+    async def ask(method: str, url: str, body: bytes) -> tuple[int, str | None, str]:
+        async with session.request(method, url, data=body) as answer:
+            problem = await answer.json(content_type=None) if answer.status != 200 else {}
+            return answer.status, answer.headers.get("Retry-After"), problem.get("detail", "")
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
+        crowd = await asyncio.gather(*[ask("POST", f"{URL}?layers=stages", picture) for _ in range(32)])
+        upload = await ask("PUT", f"http://127.0.0.1:{PORT}/v1/models/more/versions/1", bytes(100))
+    return {"crowd": crowd, "upload": upload}
+
+
 def main(folder: str, what: str) -> dict[str, Any]:
     picture = Path(folder, "picture.jpg").read_bytes()
     if what == "kill":
@@ -100,6 +117,9 @@ def main(folder: str, what: str) -> dict[str, Any]:
         while len(replicas()) < 2 and time.monotonic() < end:
             time.sleep(0.1)
         return {**told, "before": before, "after": replicas()}
+    if what == "refuse":
+        start(folder, 1, max_ongoing_requests=1, max_queued_requests=1)
+        return asyncio.run(refusals(picture))
     start(folder, int(what))
     asyncio.run(load(3, QUERY, picture))
     before = cpu_seconds()

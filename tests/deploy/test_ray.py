@@ -54,3 +54,12 @@ def test_a_replica_that_is_killed_under_load_loses_no_request() -> None:
     assert "will not be considered for future requests because it has died" in words
     assert len(told["before"]) == len(told["after"]) == 2
     assert told["before"][0] not in told["after"]
+
+
+def test_what_is_too_much_and_a_model_are_refused_in_the_services_own_words() -> None:
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        told, _ = afternoon(Path(folder), "refuse")
+    assert {(status, retry_after) for status, retry_after, _ in told["crowd"]} == {(200, None), (503, "1")}
+    assert "every replica is busy and others wait" in {detail for _, _, detail in told["crowd"]}
+    status, _, detail = told["upload"]
+    assert (status, "Ray Serve passes no models on" in detail) == (403, True)
