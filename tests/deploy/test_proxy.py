@@ -142,9 +142,10 @@ def test_connections_that_ask_nothing_keep_nobody_out(proxy: str, many_files: No
     assert answers == [200] * 20
 
 
-def test_a_service_that_is_away_is_a_503_that_says_when_to_ask_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/v1/models", f"/v1/images/{'0' * 64}/features?model=small"])
+def test_a_service_that_is_away_is_a_503_that_says_when_to_ask_again(tmp_path: Path, path: str) -> None:
     with proxying("http://127.0.0.1:1", tmp_path) as url:
-        answer = httpx.get(f"{url}/v1/models", trust_env=False)
+        answer = httpx.get(url + path, trust_env=False)
     assert (answer.status_code, answer.json()["code"], answer.headers["Retry-After"]) == (
         503,
         "not-ready",
