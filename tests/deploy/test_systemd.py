@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import Settings
+from service.app import default_store
+from service.settings import PREFIX, Settings
 from tests.conftest import ROOT
 
 UNIT = ROOT / "deploy/featuremaps.service"
 LINES = [line.partition("=")[::2] for line in UNIT.read_text().splitlines()]
+ENVIRONMENT = dict(
+    variable.split("=", 1) for name, value in LINES if name == "Environment" for variable in value.split()
+)
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
@@ -28,3 +32,14 @@ def test_it_waits_longer_than_an_end_may_take() -> None:
     defaults = Settings()
     (seconds,) = [float(value) for name, value in LINES if name == "TimeoutStopSec"]
     assert seconds > defaults.drain_grace_s + defaults.max_timeout_s
+
+
+def test_no_setting_of_the_unit_wins_over_the_file_of_settings() -> None:
+    assert [name for name in ENVIRONMENT if name.startswith(PREFIX)] == []
+
+
+def test_images_are_kept_in_its_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    (state,) = [value for name, value in LINES if name == "StateDirectory"]
+    assert default_store() == Path("/var/lib", state, "images.sqlite3")
