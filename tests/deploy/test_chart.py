@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from tests.conftest import ROOT
 from tests.deploy.tools import run
 
@@ -74,6 +74,24 @@ def test_the_settings_that_it_makes_exist(way: str) -> None:
     names = {x["name"].removeprefix("FEATUREMAPS_").lower() for x in container(rendered(WAYS[way]))["env"]}
     assert names
     assert names - set(Settings.model_fields) == set()
+
+
+def test_settings_reach_the_service_as_they_are_written() -> None:
+    written = {
+        "max_stall_s": 0.5,
+        "image_max_age_s": 1.0e-9,
+        "drain_grace_s": 7,
+        "max_in_flight_bytes": 2147483648,
+        "image_store_bytes": 1.0e12,
+        "allow_admin": True,
+        "rate_limit": "100/minute",
+    }
+    values = yaml.safe_dump({"allowAnonymous": True, "settings": written})
+    done = run("helm", "template", "rel", CHART, "--values", "-", given=values)
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    environ = {variable["name"]: variable["value"] for variable in container(documents)["env"]}
+    read = read_settings({}, environ)
+    assert {name: getattr(read, name) for name in written} == written
 
 
 def test_every_container_is_confined() -> None:
