@@ -137,6 +137,19 @@ def test_without_redis_the_service_asks_nobody_anything() -> None:
     assert one(rendered(WAYS["open"]), "NetworkPolicy")["spec"]["egress"] == []
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_client_stays_with_the_replica_that_keeps_its_images_where_they_are_not_shared(way: str) -> None:
+    documents = rendered(WAYS[way])
+    spec = one(documents, "Service")["spec"]
+    (store,) = [x for x in container(documents)["env"] if x["name"] == "FEATUREMAPS_IMAGE_STORE"]
+    # One in a Secret is Redis, too.
+    is_shared = store.get("value", "redis://").startswith("redis://")
+    assert spec.get("sessionAffinity", "None") == ("None" if is_shared else "ClientIP")
+    if not is_shared:
+        kept_s = spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"]
+        assert kept_s >= Settings.model_fields["image_max_age_s"].default
+
+
 def test_the_containers_for_kserve_are_ones_that_kubernetes_takes() -> None:
     runtime = yaml.safe_load((ROOT / "deploy/kserve/serving-runtime.yaml").read_text())
     pod = {
