@@ -79,6 +79,21 @@ def reshaping_cnn() -> onnx.ModelProto:
     )
 
 
+def merging_cnn() -> onnx.ModelProto:
+    """A last layer of which nobody knows which axes are channels and space."""
+    node = helper.make_node
+    return model(
+        [
+            node("Conv", ["image", "w1"], ["conv"], "conv", pads=[1, 1, 1, 1], strides=[2, 2]),
+            node("Relu", ["conv"], ["relu"], "relu"),
+            node("Reshape", ["relu", "target"], ["merged"], "merged"),
+        ],
+        {"image": [1, 3, 32, 32]},
+        ["merged"],
+        [weight("w1", 8, 3, 3, 3), numpy_helper.from_array(np.array([1, -1, 4], np.int64), "target")],
+    )
+
+
 def put(
     repository: Path, name: str, proto: onnx.ModelProto, version: str = "1", toml: str | None = None
 ) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.builders import encoded, photograph, put, small_cnn
+from tests.builders import encoded, merging_cnn, photograph, put, small_cnn
 from tests.conftest import ROOT
 from tests.page.conftest import REFUSED, Opening, picture
 from tests.page.service import running
@@ -297,6 +297,20 @@ def test_going_back_goes_to_the_layer_before(page: Page) -> None:
     expect(page.locator("#layer-title")).not_to_have_text(first)
     page.go_back()
     expect(page.locator("#layer-title")).to_have_text(first)
+
+
+def test_a_layer_without_channels_says_why_it_is_not_drawn_and_steps_to_none(
+    opening: Opening, tmp_path: Path, expected: list[str]
+) -> None:
+    expected.append(f"{REFUSED}422")
+    put(tmp_path / "models", "merging", merging_cnn())
+    with running(tmp_path, tmp_path / "models") as service:
+        page = opening("layer=merged", url=service.url, wait=False)
+        expect(page.locator("#picture .refusal")).to_contain_text("only maps laid out as NCHW, NHWC or NC")
+        for key in (".", ","):
+            page.keyboard.press(key)
+        assert "channel=" not in page.evaluate("location.hash")
+        page.context.close()
 
 
 def test_two_layers_stand_side_by_side(page: Page) -> None:

@@ -81,5 +81,6 @@ function press(event) {
 
 function stepChannel(by) {
   const { channels } = layerNow();
+  if (!channels) return;
   change({ channel: ((view.channel ?? 0) + by + channels) % channels });
 }

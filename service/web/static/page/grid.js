@@ -28,7 +28,8 @@ export class Grid {
   async show(view, network, layer) {
     this.layer = layer;
     const count = layer.channels;
-    const columns = Math.ceil(Math.sqrt(count));
+    // Where a layer has no channels the service says why it cannot be drawn, whatever the columns.
+    const columns = count ? Math.ceil(Math.sqrt(count)) : null;
     const asked = { style: "grid", columns, scale: 1, channel: null, target: null, image_weight: null, combine: null };
     const picture = await fetchPicture(pictureAddress({ ...view, style: "grid" }, network, asked));
     if (this.layer !== layer) return null;
