@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,6 +83,40 @@ def test_many_scans_of_an_honest_progressive_jpeg_are_taken() -> None:
 def test_scans_are_not_counted_behind_the_first_image() -> None:
     body = encode(photo(), "JPEG", progressive=True)
     assert np.array_equal(plain(body + b"\xff\xda\0\2" * 200).pixels, by_pillow(body))
+
+
+def with_texts(body: bytes) -> bytes:
+    """A PNG with eight texts that inflate to a mebibyte each."""
+    texts = (chunk(b"zTXt", b"text %d\0\0" % i + INFLATES) for i in range(8))
+    return body[:33] + b"".join(texts) + body[33:]
+
+
+def with_segments(body: bytes) -> bytes:
+    """A JPEG with four mebibytes in segments of an application that nobody knows."""
+    return body[:2] + (b"\xff\xe3\xff\xff" + bytes(65_533)) * 64 + body[2:]
+
+
+LADEN = {
+    "png": with_texts(encode(photo(), "PNG")),
+    "png, turned": with_texts(encode(photo(), "PNG", exif=with_orientation(6))),
+    "png, gray": with_texts(encode(photo()[..., 0], "PNG")),
+    "jpeg": with_segments(HEAD),
+    "jpeg, turned": with_segments(encode(photo(), "JPEG", exif=with_orientation(6))),
+}
+
+
+@pytest.mark.parametrize("name", LADEN)
+def test_a_decoded_picture_holds_nothing_of_its_file_but_pixels(name: str) -> None:
+    """Pixels are held by Pillow, outside of Python's memory."""
+    plain(LADEN[name])
+    tracemalloc.start()
+    try:
+        picture = plain(LADEN[name])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100_000
+    assert sorted(picture.size) == [40, 60]
 
 
 # Anything at all
