@@ -60,9 +60,9 @@ class Picture:
         """(H, W)."""
         return self.image.height, self.image.width
 
-    @cached_property
+    @property
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8, read-only; a copy that only drawing needs: resizing works on `image`."""
+        """(H, W, 3) uint8, read-only: a copy, made anew each time, since a picture may be kept for long."""
         return np.asarray(self.image)
 
     @classmethod

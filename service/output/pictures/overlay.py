@@ -72,11 +72,11 @@ def place(t: Doubles, backdrop: Backdrop, layer: Layer, window: Window | None) -
         pixels (h, w, 3) uint8 and heat (h, w) float64 in 0..1 or NaN.
     """
     assert window is None or t.shape == (window.height, window.width)
-    pixels = backdrop.picture.pixels
-    photo = _shrunk(pixels)
+    picture = backdrop.picture
+    photo = _shrunk(picture)
     origin = (window.y, window.x) if window else (0, 0)
     rows, columns = (
-        _sample(_axis(backdrop.placement, layer, axis, origin[axis]), pixels, photo, t.shape[axis], axis)
+        _sample(_axis(backdrop.placement, layer, axis, origin[axis]), picture, photo, t.shape[axis], axis)
         for axis in (0, 1)
     )
     heat = np.full(photo.shape[:2], np.nan)
@@ -90,13 +90,12 @@ def blend(photo: Pixels, heat: Pixels, shown: npt.NDArray[np.bool_], image_weigh
     return np.where(shown[..., None], np.rint(mixed).astype(np.uint8), photo)
 
 
-def _shrunk(pixels: Pixels) -> Pixels:
-    height, width = pixels.shape[:2]
-    longest = max(height, width)
+def _shrunk(picture: Picture) -> Pixels:
+    longest = max(picture.size)
     if longest <= _LONGEST_SIDE:
-        return pixels
-    size = [max(round(side * _LONGEST_SIDE / longest), 1) for side in (width, height)]
-    return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BOX))
+        return picture.pixels
+    height, width = (max(round(side * _LONGEST_SIDE / longest), 1) for side in picture.size)
+    return np.asarray(picture.image.resize((width, height), Image.Resampling.BOX))
 
 
 def _axis(placement: Placement, layer: Layer, axis: int, first: int) -> _Axis:
@@ -107,8 +106,8 @@ def _axis(placement: Placement, layer: Layer, axis: int, first: int) -> _Axis:
     )
 
 
-def _sample(geometry: _Axis, pixels: Pixels, photo: Pixels, count: int, axis: int) -> _Samples:
-    shrink = pixels.shape[axis] / photo.shape[axis]
+def _sample(geometry: _Axis, picture: Picture, photo: Pixels, count: int, axis: int) -> _Samples:
+    shrink = picture.size[axis] / photo.shape[axis]
     u = geometry.cells((np.arange(photo.shape[axis]) + 0.5) * shrink)
     covered = np.flatnonzero((u >= -0.5) & (u <= count - 0.5))
     u = np.clip(u[covered], 0, count - 1)

@@ -1,5 +1,7 @@
 """A cell's heat lies on the photograph where the cell looks."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -110,6 +112,12 @@ def test_a_map_that_lies_beside_the_photograph_leaves_it_alone() -> None:
     cells = feature_map(np.ones((1, 2, 2)), reduction=4, centre=1.5)
     drawn = heat_of(cells, backdrop(PLACEMENTS["same"], 77), Window(100, 100, 2, 2))
     assert (drawn == 77).all()
+
+
+def test_drawing_leaves_nothing_with_the_photograph_which_may_be_kept_for_long() -> None:
+    behind = backdrop(PLACEMENTS["same"])
+    heat_of(one_hot(16, 7, 9, 4, 1.5), behind)
+    assert set(vars(behind.picture)) == {field.name for field in fields(Picture)}
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
