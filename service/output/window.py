@@ -15,7 +15,7 @@ def find_window(region: Region, layer: Layer, placement: Placement, seen: tuple[
 
     Raises:
         InvalidParameter: the region lies wholly outside what the network saw.
-        NotCombinable: the layer has no space, or its geometry is unknown.
+        NotCombinable: the layer has no space, its geometry is unknown, or all its cells look at one place.
     """
     rows, columns = _cells(layer)
     assert layer.reduction is not None
@@ -30,8 +30,16 @@ def find_window(region: Region, layer: Layer, placement: Placement, seen: tuple[
     return Window(y, x, height, width)
 
 
+def has_place(layer: Layer) -> bool:
+    """Whether the layer's cells can be placed on the photograph.
+
+    A Resize of a single cell with align_corners makes many that look at one place: their reduction is 0.
+    """
+    return layer.centre is not None and layer.reduction is not None and min(layer.reduction) > 0
+
+
 def _cells(layer: Layer) -> tuple[int, int]:
-    if layer.layout not in ("NCHW", "NHWC") or layer.reduction is None or layer.centre is None:
+    if layer.layout not in ("NCHW", "NHWC") or not has_place(layer):
         raise NotCombinable(
             f"layer {layer.name!r} has no known place in the photograph, so region cannot be cut out of it: "
             "leave it out, or ask for region with other layers",

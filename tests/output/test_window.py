@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,9 @@ def test_a_region_that_the_crop_cut_away_is_refused() -> None:
         find_window(Region(0, 0, 10, 32), CENTRED, placement, (32, 32))
 
 
-def test_a_layer_whose_place_is_not_known_is_refused() -> None:
+@pytest.mark.parametrize(
+    "unknown", [{"centre": None}, {"reduction": None}, {"reduction": (Fraction(4), Fraction(0))}]
+)
+def test_a_layer_whose_cells_have_no_place_of_their_own_is_refused(unknown: dict[str, Any]) -> None:
     with pytest.raises(NotCombinable, match="no known place"):
-        find_window(Region(0, 0, 1, 1), replace(CENTRED, centre=None), plain(32), (32, 32))
+        find_window(Region(0, 0, 1, 1), replace(CENTRED, **unknown), plain(32), (32, 32))

@@ -10,6 +10,7 @@ from service.output.pictures.components import MAX_SIDE, MAX_WORK
 from service.output.pictures.files import refuse_side
 from service.output.pictures.mosaic import Mosaic, lay_out, lay_out_bars
 from service.output.pictures.planes import extent
+from service.output.window import has_place
 from service.values import Drawing, Layer, Style
 
 MAX_PIXELS = 16_000_000
@@ -55,11 +56,6 @@ def mosaic_of(size: tuple[int, ...], drawing: Drawing) -> Mosaic:
     if len(size) == 1:
         return lay_out_bars(size[0], drawing)
     return lay_out(size[0] if drawing.style == "grid" else 1, (size[1], size[2]), drawing)
-
-
-def has_place(layer: Layer) -> bool:
-    """Whether the layer's cells can be placed on the photograph."""
-    return layer.centre is not None and layer.reduction is not None and min(layer.reduction) > 0
 
 
 def _check_style(layer: Layer, drawing: Drawing) -> None:

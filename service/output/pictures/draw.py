@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import NotDrawable
-from service.output.pictures.checks import check, has_place, mosaic_of
+from service.output.pictures.checks import check, mosaic_of
 from service.output.pictures.colormaps import SIGNED, UNSIGNED, find_colormap, palette
 from service.output.pictures.components import color_by_components, eigencam
 from service.output.pictures.files import FILES, Canvas
@@ -16,6 +16,7 @@ from service.output.pictures.mosaic import Mosaic, assemble, draw_bars
 from service.output.pictures.overlay import Backdrop, blend, place
 from service.output.pictures.planes import channels_of, combine, weigh
 from service.output.pictures.scales import Floats, Scale, count_non_finite, find_scale, fractions, levels
+from service.output.window import has_place
 from service.values import Array, Drawing, FeatureMap, Layer, Style, Window
 
 _LAID_ON_PHOTOGRAPH: tuple[Style, ...] = ("overlay", "eigencam", "cam")
