@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from service.values import Array, Channels, FeatureMap, Layer, Reduction, Window
 # Generalised mean pooling: p = 3 and this floor as in Radenović et al. 2018, arXiv 1711.02512.
 GEM_POWER, GEM_FLOOR = 3, 1e-6
 NOTHING = Reduction()
-WORKING_COPIES = 3
+FLOAT64_BYTES = 8
+# What `quantise` holds at one time.
+QUANTISING_COPIES = 3
 
 
 def check(layer: Layer, reduction: Reduction) -> None:
@@ -90,10 +93,37 @@ def answer_bytes(layer: Layer, reduction: Reduction, images: int, window: Window
 
 
 def working_bytes(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:
-    """Bytes held while `apply` averages or quantises, which it does in float64 with a few copies."""
-    if reduction.grid is None and reduction.dtype != "uint8":
+    """Bytes that `apply` holds at most beside map and answer, as it ranks, averages and quantises in float64.
+
+    The steps follow each other, so the largest counts. 0 where a shape is known only when it runs.
+    """
+    if layer.shape is None:
         return 0
-    return answer_elements(layer, reduction, images, window) * 8 * WORKING_COPIES
+    steps = [0]
+    if reduction.channels and reduction.channels.top:
+        # One image at a time, in the order of the channels, which is a copy of channels-last maps.
+        each = FLOAT64_BYTES + np.dtype(layer.dtype).itemsize
+        steps.append(answer_elements(layer, NOTHING, 1, None) * each)
+    if has_space(layer) and reduction.pool == "gem":
+        one = answer_elements(layer, replace(reduction, pool="none"), 1, window)
+        steps.append(one * FLOAT64_BYTES)
+    if reduction.grid:
+        steps.append(_gridding_bytes(layer, reduction, reduction.grid, images, window))
+    if reduction.dtype == "uint8":
+        elements = answer_elements(layer, reduction, images, window)
+        steps.append(elements * FLOAT64_BYTES * QUANTISING_COPIES)
+    return max(steps)
+
+
+def _gridding_bytes(
+    layer: Layer, reduction: Reduction, grid: tuple[int, int], images: int, window: Window | None
+) -> int:
+    """Each axis' means apart and joined: first the grid's rows with all columns, then the grid."""
+    assert layer.shape is not None
+    columns = window.width if window else layer.shape[spatial_axes(layer)[1]] or 0
+    between = answer_elements(layer, replace(reduction, grid=None), images, Window(0, 0, grid[0], columns))
+    after = answer_elements(layer, reduction, images, window)
+    return FLOAT64_BYTES * max(2 * between, between + 2 * after)
 
 
 def answer_elements(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:
@@ -185,9 +215,12 @@ def _select(layer: Layer, values: Array, channels: Channels) -> tuple[Array, Arr
     if channels.top is None:
         return np.take(values, channels.indices, axis=axis), None
     moved = np.moveaxis(values, axis, 1)
-    size = np.abs(moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:])).astype(np.float64))
+    activity = np.empty(moved.shape[:2])
+    for image, mean in zip(moved, activity, strict=True):
+        rows = image.reshape(len(mean), math.prod(image.shape[1:]))
+        mean[:] = np.abs(rows, dtype=np.float64).mean(axis=1)
     # What is not a number ranks last.
-    activity = np.nan_to_num(size.mean(axis=2), nan=-1.0, posinf=np.inf)
+    np.nan_to_num(activity, copy=False, nan=-1.0, posinf=np.inf)
     order = np.argsort(-activity, axis=1, kind="stable")[:, : channels.top].astype(np.int64)
     index = np.expand_dims(order, tuple(a for a in range(1, values.ndim) if a != axis))
     return np.take_along_axis(values, index, axis=axis), order
@@ -224,8 +257,14 @@ def _maximum(values: Array, axes: tuple[int, int]) -> Array:
 
 
 def _generalised_mean(values: Array, axes: tuple[int, int]) -> Array:
-    powered = np.maximum(values.astype(np.float64), GEM_FLOOR) ** GEM_POWER
-    result: Array = (powered.mean(axis=axes) ** (1 / GEM_POWER)).astype(_averaged(values.dtype))
+    """One image at a time: the powers of all would take twice the room of the map."""
+    rows, columns = axes
+    kept = [size for axis, size in enumerate(values.shape) if axis not in axes]
+    result, powered = np.empty(kept, _averaged(values.dtype)), np.empty(values.shape[1:])
+    for image, mean in zip(values, result, strict=True):
+        np.maximum(image, GEM_FLOOR, out=powered, dtype=np.float64)
+        powered **= GEM_POWER
+        mean[:] = powered.mean(axis=(rows - 1, columns - 1)) ** (1 / GEM_POWER)
     return result
 
 
@@ -239,12 +278,12 @@ POOLS = {
 
 def _gridded(values: Array, grid: tuple[int, int], axes: tuple[int, int]) -> Array:
     """Adaptive average: cell i covers rows floor(i*H/h) to ceil((i+1)*H/h) - 1, as in PyTorch."""
-    result = values.astype(np.float64)
+    result = values
     for axis, cells in zip(axes, grid, strict=True):
         length = values.shape[axis]
-        spans = [(i * length // cells, -((i + 1) * length // -cells)) for i in range(cells)]
-        means = [result.take(range(*span), axis=axis).mean(axis=axis) for span in spans]
-        result = np.stack(means, axis=axis)
+        spans = [slice(i * length // cells, -((i + 1) * length // -cells)) for i in range(cells)]
+        lines = np.moveaxis(result, axis, 0)
+        result = np.stack([lines[span].mean(axis=0, dtype=np.float64) for span in spans], axis=axis)
     rounded: Array = result.astype(_averaged(values.dtype))
     return rounded
 

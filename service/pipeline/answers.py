@@ -132,8 +132,9 @@ def check_working(
     each = [reduce.working_bytes(layer, reduction, images, window_of(layer, windows)) for layer in layers]
     if max(each) > limit:
         raise AnswerTooLarge(
-            f"grid and dtype=uint8 would hold {max(each)} bytes while they work, and at most {limit} are "
-            "held: ask for a smaller grid, fewer channels or another dtype",
+            f"what is done to a map would hold {max(each)} bytes while it is done, and at most {limit} are "
+            "held: ask for a smaller grid, for channels by their numbers, for another pool or dtype, or for "
+            "a smaller size",
             limit=limit,
             actual=max(each),
         )

@@ -1,6 +1,8 @@
 """Reductions, held against numpy written out; the error of every lossy step against its stated bound."""
 
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from service.errors import InvalidParameter, NotCombinable, OutOfRange
 from service.output.quantise import cast, error_bound
-from service.output.reduce import answer_bytes, apply, check
+from service.output.reduce import answer_bytes, apply, check, working_bytes
 from service.output.words import read_channels, read_grid, read_region
 from service.values import Channels, FeatureMap, Layer, Reduction, Region, Window
 from tests.engine.test_selection import layer as any_layer
@@ -131,6 +133,37 @@ def test_the_bytes_are_known_before_anything_runs(
     arrays = apply(mapped(values, layout), reduction, [window])
     told = answer_bytes(layer(values.shape, layout, values.dtype.name), reduction, len(values), window)
     assert told == sum(array.nbytes for array in arrays.values())
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"grid": (7, 7)},
+        {"grid": (60, 1)},
+        {"grid": (1, 60)},
+        {"grid": (300, 200)},
+        {"pool": "gem"},
+        {"channels": Channels(top=2)},
+        {"dtype": "uint8"},
+        {"grid": (60, 60), "dtype": "uint8"},
+        {"channels": Channels(top=30), "pool": "gem", "dtype": "uint8"},
+    ],
+)
+def test_a_reduction_holds_no_more_than_it_was_said_to(steps: dict[str, Any], layout: str) -> None:
+    """Beside the map, the channels selected of it and the answer; some pages are Python's own."""
+    shape = (2, 32, 128, 96) if layout == "NCHW" else (2, 128, 96, 32)
+    values, reduction = np.ones(shape, np.float32), Reduction(**steps)
+    chosen = Reduction(channels=reduction.channels)
+    said = working_bytes(layer(shape, layout), reduction, 2, None)
+    said += sum(answer_bytes(layer(shape, layout), r, 2, None) for r in {reduction, chosen} - {Reduction()})
+    tracemalloc.start()
+    try:
+        reduced(values, layout, **steps)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= said + 500_000
 
 
 @given(hnp.arrays("float32", (2, 3, 4, 5), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
