@@ -31,6 +31,7 @@ class Graph:
     def __init__(self, file: OnnxFile) -> None:
         self._proto = file.proto
         self._weights = file.weights
+        self._external = file.external
         self.folder = file.folder
         self.digest = file.digest
         graph = file.proto.graph
@@ -47,7 +48,11 @@ class Graph:
         """The values of an initializer or of a Constant node, read-only; large ones are read anew.
 
         None for any other tensor, a sparse one, and where the bytes do not fit the shape.
+
+        Raises:
+            ModelFailed: the file, or one with its external data, was changed after it was loaded.
         """
+        self._external.check()
         if name in self._makers and self.nodes[self._makers[name]].op == "Constant":
             attribute = self._proto.graph.node[self._makers[name]].attribute[0]
             return values_of(attribute.t) if attribute.HasField("t") else self._constants.get(name)
@@ -86,8 +91,14 @@ class Graph:
         """Serialise the subgraph from `given` to `layers`, which become its outputs in this order.
 
         What is given and made by a node becomes an input of its dtype. With `free_batch` the first
-        dimension of each of the graph's own inputs is made dynamic.
+        dimension of each of the graph's own inputs is made dynamic. External data is not part of it:
+        who compiles it reads that from `folder`.
+
+        Raises:
+            ModelFailed: the file, or one with its external data, was changed after it was loaded; or the
+                part holds 2 GB or more.
         """
+        self._external.check()
         part = self._empty()
         indices = self.needed(layers, {spec.name for spec in given})
         part.graph.node.extend(self._proto.graph.node[i] for i in indices)

@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from service.engine.extent import all_tensors, check_extent
 from service.engine.protos import named
-from service.engine.weight_file import WeightFile, without_weights
+from service.engine.weight_file import ExternalFiles, WeightFile, without_weights
 from service.errors import ModelFailed
 from service.values import ModelLimits
 
@@ -25,11 +25,12 @@ LFS_POINTER = b"version https://git-lfs"
 class OnnxFile:
     """A checked file: `proto` without its large weights, which `weights` reads back.
 
-    `digest` is the SHA-256 of the file and its external data, `folder` where the latter lies.
+    `digest` is the SHA-256 of the file and its `external` data, `folder` where the latter lies.
     """
 
     proto: ModelProto
     weights: WeightFile
+    external: ExternalFiles
     folder: Path
     digest: str
 
@@ -46,16 +47,18 @@ def open_onnx(path: Path, limits: ModelLimits) -> OnnxFile:
     proto = _parsed(light)
     check_extent(proto, limits)
     digest = hashlib.sha256(content)
-    external = _external_files(proto, path.parent.resolve())
-    _check_bytes(len(content) + sum(file.stat().st_size for file in external), limits)
-    for file in external:
+    files = _external_files(proto, path.parent.resolve())
+    # Looked at before they are read, so that no change escapes.
+    external = ExternalFiles(files)
+    _check_bytes(len(content) + sum(file.stat().st_size for file in files), limits)
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     _check_order(proto.graph)
     _strip_weight_inputs(proto)
     weights = WeightFile(path, places)
-    return OnnxFile(proto, weights, path.parent.resolve(), digest.hexdigest())
+    return OnnxFile(proto, weights, external, path.parent.resolve(), digest.hexdigest())
 
 
 def _check_bytes(size: int, limits: ModelLimits) -> None:

@@ -1,4 +1,4 @@
-"""An ONNX file's large weights, which stay on disk and are read when a part of the graph is compiled.
+"""An ONNX model's large weights, which stay on disk and are read when a part of the graph is compiled.
 
 A weight's bytes are the field `raw_data` of a tensor in the graph of the model (onnx.proto, protobuf
 wire format). Without them even a large network is a small message.
@@ -7,7 +7,7 @@ wire format). Without them even a large network is a small message.
 import os
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from service.errors import ModelFailed
@@ -30,7 +30,7 @@ class WeightFile:
     def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
         self._places = places
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._opened = _state(self._descriptor)
+        self._opened = _state(os.fstat(self._descriptor))
         weakref.finalize(self, os.close, self._descriptor)
 
     def __contains__(self, name: str) -> bool:
@@ -44,9 +44,31 @@ class WeightFile:
         """
         offset, length = self._places[name]
         content = os.pread(self._descriptor, length, offset)
-        if len(content) != length or _state(self._descriptor) != self._opened:
+        if len(content) != length or _state(os.fstat(self._descriptor)) != self._opened:
             raise ModelFailed("the model's file was changed after it was loaded")
         return content
+
+
+class ExternalFiles:
+    """The files that hold a model's external data, which others read by their names, each as it was found."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._found = {path: _state(path.stat()) for path in paths}
+
+    def check(self) -> None:
+        """Refuse to go on with another file's weights: to be called before any are read.
+
+        Raises:
+            ModelFailed: one of the files was changed or removed after the model was loaded.
+        """
+        for path, found in self._found.items():
+            changed = f"the external data file {path.name!r} was changed after it was loaded"
+            try:
+                state = _state(path.stat())
+            except OSError as error:
+                raise ModelFailed(changed) from error
+            if state != found:
+                raise ModelFailed(changed)
 
 
 def without_weights(content: bytes, most_parts: int) -> tuple[bytes, dict[str, Place]]:
@@ -137,6 +159,5 @@ def _append(message: bytearray, number: int, body: bytes) -> None:
     message += body
 
 
-def _state(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
+def _state(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.engine.graph import Graph, read
 from service.engine.nodes import Network
 from service.engine.onnx_file import OnnxFile
-from service.engine.weight_file import WeightFile
+from service.engine.weight_file import ExternalFiles, WeightFile
 from service.values import Array, Layer, TensorSpec
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -95,7 +95,7 @@ def good_graph(name: str) -> Graph:
 
 def graph_of(proto: onnx.ModelProto) -> Graph:
     """A graph that never was a file, nor checked."""
-    return Graph(OnnxFile(proto, WeightFile(Path(os.devnull), {}), Path(), ""))
+    return Graph(OnnxFile(proto, WeightFile(Path(os.devnull), {}), ExternalFiles(()), Path(), ""))
 
 
 def every_tensor(graph: Graph) -> bytes:

@@ -1,6 +1,7 @@
 """Reading, checking and cutting ONNX files."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +117,28 @@ def test_the_digest_covers_the_external_data(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(data)
     path = external(tmp_path, location="weights.bin")
     assert read(path).digest == hashlib.sha256(path.read_bytes() + data).hexdigest()
+
+
+def rewritten(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+    os.utime(file, ns=(0, 0))
+
+
+@pytest.mark.parametrize("change", [rewritten, Path.unlink])
+def test_external_data_changed_after_it_was_loaded_is_never_used(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    data = np.arange(8 * 3 * 3 * 3, dtype=np.float32)
+    (tmp_path / "weights.bin").write_bytes(data.tobytes())
+    graph = read(external(tmp_path, location="weights.bin"))
+    stored = graph.stored("w1")
+    assert stored is not None
+    assert np.array_equal(stored.ravel(), data)
+    assert graph.cut(["stem/relu"])
+    change(tmp_path / "weights.bin")
+    for reading in (lambda: graph.cut(["stem/relu"]), lambda: graph.stored("w1")):
+        with pytest.raises(ModelFailed, match=r"'weights\.bin' was changed after it was loaded"):
+            reading()
 
 
 def test_only_what_the_layers_need_is_cut(tmp_path: Path) -> None:
