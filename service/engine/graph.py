@@ -63,11 +63,6 @@ class Graph:
         reads = {name for i in nodes for name in self.nodes[i].reads if name in self._initializers}
         return sum(tensor_bytes(self._initializers[name]) for name in reads)
 
-    @property
-    def quantised(self) -> bool:
-        """Whether the arithmetic depends on fusions around QuantizeLinear."""
-        return any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in self.nodes)
-
     def network(self, shapes: Mapping[str, Sequence[int]]) -> Network:
         """Describe the graph with its inputs at these shapes, as far as ONNX's inference knows."""
         tensors = _inferred(self._skeleton(shapes))

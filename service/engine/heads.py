@@ -7,7 +7,6 @@ map_c` says what each place adds to the class (Zhou et al. 2016, https://arxiv.o
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -38,21 +37,21 @@ UNKNOWN = -1
 class Head:
     """One linear layer on the average of a map.
 
+    A fully convolutional network has no such layer behind the pooling: channel k is the map of class k,
+    `weights` the identity, `bias` 0.
+
     Attributes:
         layers: names of the map that is pooled, and of the layers that hold the same values, other
             axis orders included (their `channel_axis` says where the channels lie).
         weights: (classes, channels) float32.
         bias: (classes,) float32.
         logits: name of the layer that holds the logits, before any softmax.
-        form: `linear` for a linear layer behind the pooling; `channels` for a fully convolutional
-            network, which has none: channel k is the map of class k, `weights` the identity, `bias` 0.
     """
 
     layers: tuple[str, ...]
     weights: Array
     bias: Array
     logits: str
-    form: Literal["linear", "channels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +149,7 @@ class _Reader:
             raise NotDrawable(f"is a linear layer without one weight for each channel of {pooled!r}")
         weights = np.asarray(linear.weights, np.float32)
         bias = np.broadcast_to(linear.bias.astype(np.float32), (classes,))
-        return Head(self._equals(pooled), weights, bias, logits, "linear")
+        return Head(self._equals(pooled), weights, bias, logits)
 
     def _convolutional(self, logits: str, pooled: str) -> Head:
         """A vector of averages is one of logits where a 1x1 convolution, the linear layer, made the map."""
@@ -164,7 +163,7 @@ class _Reader:
             raise NotDrawable(no_classes)
         classes = self._channels(pooled)
         bias = np.zeros(classes, np.float32)
-        return Head(self._equals(pooled), np.eye(classes, dtype=np.float32), bias, logits, "channels")
+        return Head(self._equals(pooled), np.eye(classes, dtype=np.float32), bias, logits)
 
     def _linear(self, name: str) -> _Linear:
         """The linear layer that made a vector, biases added behind it included."""
