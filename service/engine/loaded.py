@@ -178,7 +178,8 @@ class LoadedModel:
         shared: dict[int, Asked] = {}
         for i, (tensor, layers) in enumerate(jobs):
             names, shape = _computed(layers), tensor.shape[1:]
-            if names and self._execution.is_separable(names, shape, partial(self._examples, shape)):
+            fits = names and _without_batch(tensor, layers) is None
+            if fits and self._execution.is_separable(names, shape, partial(self._examples, shape)):
                 shared[i] = Asked(self._feeds(tensor), names, len(tensor))
             else:
                 outcomes[i] = self._outcome(tensor, layers, stop)
@@ -383,13 +384,15 @@ def _sides(spec: TensorSpec) -> tuple[int | None, int | None]:
 
 
 def _check_batch(tensor: Array, layers: Sequence[Layer]) -> None:
-    if len(tensor) == 1:
-        return
-    for layer in layers:
-        if layer.batch_axis is None:
-            raise ShapeMismatch(
-                f"{len(tensor)} images were sent, but layer {layer.name!r} has no batch axis to lay "
-                "their maps along: ask for it with one image",
-                limit=1,
-                actual=len(tensor),
-            )
+    if (layer := _without_batch(tensor, layers)) is not None:
+        raise ShapeMismatch(
+            f"{len(tensor)} images were sent, but layer {layer.name!r} has no batch axis to lay "
+            "their maps along: ask for it with one image",
+            limit=1,
+            actual=len(tensor),
+        )
+
+
+def _without_batch(tensor: Array, layers: Sequence[Layer]) -> Layer | None:
+    """A layer that several images cannot be asked for at once."""
+    return next((x for x in layers if x.batch_axis is None), None) if len(tensor) > 1 else None

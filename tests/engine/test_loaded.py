@@ -172,6 +172,23 @@ def test_a_layer_that_adds_the_images_up_takes_one_image_only(tmp_path: Path) ->
         model.run(np.ones((2, 3, 8, 8), np.float32), model.layers().select(["mixed"]))
 
 
+def unknown_batch() -> onnx.ModelProto:
+    """A layer of whose axes nothing is known, though a batch would give what its images give alone."""
+    nodes = [helper.make_node("Einsum", ["image"], ["opaque"], equation="nchw->nchw")]
+    return make(nodes, {"image": ["n", 3, 8, 8]}, ["opaque"])
+
+
+def test_jobs_run_together_are_refused_as_they_are_alone(tmp_path: Path) -> None:
+    model, _ = loaded(put(tmp_path, "m", unknown_batch()))
+    (layer,) = model.layers().select(["opaque"])
+    assert layer.batch_axis is None
+    one, two = np.ones((1, 3, 8, 8), np.float32), np.ones((2, 3, 8, 8), np.float32)
+    refused, answered = model.run_together([(two, [layer]), (one, [layer])])
+    assert isinstance(refused, ShapeMismatch)
+    assert isinstance(answered, dict)
+    assert np.array_equal(answered["opaque"], one)
+
+
 @pytest.mark.parametrize("images", [1, 3])
 def test_values_left_on_the_device_are_what_they_would_be_on_the_host(resnet50: Path, images: int) -> None:
     """Through IO bindings, whose device is the CPU here."""
