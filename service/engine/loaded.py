@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+from cachetools import LRUCache, cached
 
 from service.engine import manifest as manifests
 from service.engine.batching import Asked, run_together
@@ -34,6 +35,7 @@ from service.values import Array, Identity, Layer, Plan, Preprocessing, Step, Te
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
 TABLES_KEPT = 16
 Outcome = dict[str, Array] | Exception
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class LoadedModel:
@@ -51,8 +53,6 @@ class LoadedModel:
     ) -> None:
         self._graph = graph
         self._runtime = runtime
-        self._tables: dict[Hashable, LayerTable] = {}
-        self._tables_lock = threading.Lock()
         self.manifest = manifest
         self.labels = manifests.read_labels(folder, manifest)
         self.constants = manifests.constants(manifest, graph.inputs)
@@ -62,7 +62,13 @@ class LoadedModel:
         self.recipe = manifests.preprocessing(manifest, self.image_input) if self.image_input else None
         recipe_digest = manifests.digest(self.recipe, manifest)
         self.identity = Identity(name, version, graph.digest, recipe_digest)
-        self._execution = Execution(graph, self._network(), runtime, plans, self.identity)
+        self._served_shapes = self._input_shapes(self.recipe.size if self.recipe else None)
+        self._network = self._described(self._served_shapes)
+        self._served_table = self._table(self._network)
+        # With a condition a table is made once for all who ask for it, and nobody waits for other tables.
+        kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
+        self._other_table = cached(kept, condition=threading.Condition())(self._table_at)
+        self._execution = Execution(graph, self._network, runtime, plans, self.identity)
 
     @property
     def provider(self) -> str:
@@ -130,12 +136,11 @@ class LoadedModel:
         """Every layer for one image of `size` (H, W), the served size without it."""
         if self.image_input is not None:
             size = self.recipe_at(size).size
-        return self._kept_table(size, self._input_shapes(size))
+        return self._kept_table(self._input_shapes(size))
 
-    def layers_for(self, shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
+    def layers_for(self, shapes: Shapes) -> LayerTable:
         """Every layer for inputs of these shapes, of a model that takes no images."""
-        key = tuple(sorted(shapes.items()))
-        return self._kept_table(key, {**self._input_shapes(None), **shapes})
+        return self._kept_table({**self._input_shapes(None), **shapes})
 
     def run(
         self,
@@ -216,7 +221,7 @@ class LoadedModel:
             NotDrawable: the network does not end in a pooling and one linear layer, or pools another layer.
             InvalidParameter: there is no such class.
         """
-        return class_weights(find_head(self._graph, self._network(), layer), layer, target)
+        return class_weights(find_head(self._graph, self._network, layer), layer, target)
 
     def filters(self, layer: str) -> Filters:
         """The weights of the convolution that made a layer.
@@ -224,7 +229,7 @@ class LoadedModel:
         Raises:
             NoFilters: no convolution made it.
         """
-        return find_filters(self._graph, self._network(), layer)
+        return find_filters(self._graph, self._network, layer)
 
     def total_macs(self, table: LayerTable, layers: Sequence[Layer]) -> int | None:
         """Multiply-accumulates of everything that these layers of a table need, each node once."""
@@ -323,19 +328,16 @@ class LoadedModel:
         better = {n: known[n] for n in unknown if n in known}
         return replace(network, tensors={**network.tensors, **better})
 
-    def _network(self) -> Network:
-        return self._described(self._input_shapes(self.recipe.size if self.recipe else None))
+    def _kept_table(self, shapes: Shapes) -> LayerTable:
+        """The served size's for good, of others those that were asked for last."""
+        if shapes == self._served_shapes:
+            return self._served_table
+        return self._other_table(*sorted(shapes.items()))
 
-    def _kept_table(self, key: Hashable, shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
-        with self._tables_lock:
-            if key not in self._tables:
-                if len(self._tables) >= TABLES_KEPT:
-                    self._tables.pop(next(iter(self._tables)))
-                self._tables[key] = self._table(shapes)
-            return self._tables[key]
+    def _table_at(self, *shapes: tuple[str, tuple[int, ...]]) -> LayerTable:
+        return self._table(self._described(dict(shapes)))
 
-    def _table(self, shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
-        network = self._described(shapes)
+    def _table(self, network: Network) -> LayerTable:
         inputs = [input_layer_row(self.image_input, network)] if self.image_input else []
         return LayerTable(list_layers(network), self._graph.outputs, inputs)
 

@@ -1,8 +1,10 @@
 """What is built and run for a request: no more than its layers need."""
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import onnx
 import pytest
 from onnx import helper
 
-from service.engine.loaded import LoadedModel, load
+from service.engine.graph import Graph
+from service.engine.loaded import TABLES_KEPT, LoadedModel, load
+from service.engine.nodes import Network
+from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.plan_cache import FUSE_AFTER, PlanCache
 from service.engine.runner import Runtime, Session
 from service.errors import ModelFailed, ShapeMismatch
+from service.values import MODEL_LIMITS
 from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import model as make
 from tests.builders import put, reshaping_cnn, small_cnn
@@ -40,6 +46,30 @@ class AtOnce(Executor):
         done: Future[Any] = Future()
         done.set_result(fn(*args, **kwargs))
         return done
+
+
+class Described(Graph):
+    """The real graph, which also counts how often it is described, and waits at one size until it may."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        super().__init__(file)
+        self.described: Counter[tuple[int, ...]] = Counter()
+        self.slow: tuple[int, ...] | None = None
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def network(self, shapes: Mapping[str, Sequence[int]]) -> Network:
+        size = tuple(shapes.get("image", ()))
+        self.described[size] += 1
+        if size == self.slow:
+            self.has_begun.set()
+            assert self.may_end.wait(20)
+        return super().network(shapes)
+
+
+def described(folder: Path) -> tuple[LoadedModel, Described]:
+    file = put(folder, "m", small_cnn())
+    graph = Described(open_onnx(file, MODEL_LIMITS))
+    return load("m", "1", file, folder / "m", Runtime(), PlanCache(1 << 20), read=lambda _: graph), graph
 
 
 def loaded(file: Path, optimization: str = "all", budget: int = 1 << 30) -> tuple[LoadedModel, Watched]:
@@ -187,6 +217,44 @@ def test_jobs_run_together_are_refused_as_they_are_alone(tmp_path: Path) -> None
     assert isinstance(refused, ShapeMismatch)
     assert isinstance(answered, dict)
     assert np.array_equal(answered["opaque"], one)
+
+
+def test_the_table_of_the_served_size_is_never_made_again(tmp_path: Path) -> None:
+    model, _ = described(tmp_path)
+    served = model.layers()
+    for side in range(32, 32 + 2 * TABLES_KEPT):
+        model.layers((side, side))
+    assert model.layers() is served
+
+
+def test_a_size_that_is_asked_for_again_and_again_keeps_its_table(tmp_path: Path) -> None:
+    model, graph = described(tmp_path)
+    for side in range(32, 32 + 2 * TABLES_KEPT):
+        model.layers((16, 16))
+        model.layers((side, side))
+    assert graph.described[1, 3, 16, 16] == 1
+
+
+def test_a_table_is_made_once_for_all_who_ask_for_it_and_others_do_not_wait(tmp_path: Path) -> None:
+    model, graph = described(tmp_path)
+    graph.slow = (1, 3, 64, 64)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(model.layers, (64, 64)) for _ in range(4)]
+        assert graph.has_begun.wait(20)
+        assert model.layers((48, 48)).layers[0].shape == (1, 8, 24, 24)
+        graph.may_end.set()
+        tables = [each.result() for each in asked]
+    assert all(table is tables[0] for table in tables)
+    assert graph.described[graph.slow] == 1
+
+
+def test_filters_and_class_weights_need_no_description_of_their_own(tmp_path: Path) -> None:
+    model, graph = described(tmp_path)
+    at_load = graph.described.total()
+    for _ in range(3):
+        assert model.filters("stem/relu").channels == 8
+        assert model.class_weights("block2.add", 0).shape == (16,)
+    assert graph.described.total() == at_load
 
 
 @pytest.mark.parametrize("images", [1, 3])
