@@ -64,10 +64,47 @@ def test_bytes_are_refused_beyond_the_budget_and_given_back_at_the_end() -> None
 
 
 def test_one_that_is_alone_may_need_more_than_the_budget() -> None:
+    """The door's visit holds the body and has the place, the pipeline's holds what the work needs."""
     admission = Admission(10, 100)
-    with admission.visit() as visit:
-        visit.take(500)
-    assert admission.held_bytes == 0
+    with admission.visit() as request, admission.visit() as work:
+        request.take(60)
+        request.take(60)
+        request.enter()
+        work.take(500)
+    assert (admission.requests, admission.held_bytes) == (0, 0)
+
+
+def test_two_that_are_worked_on_are_not_alone() -> None:
+    admission = Admission(10, 100)
+    with admission.visit() as first, admission.visit() as second, admission.visit() as work:
+        first.enter()
+        second.enter()
+        with pytest.raises(Overloaded):
+            work.take(101)
+
+
+def test_bodies_that_arrive_while_one_is_worked_on_stay_within_the_budget() -> None:
+    admission = Admission(10, 100)
+    with admission.visit() as inside, admission.visit() as arriving, admission.visit() as another:
+        inside.take(10)
+        inside.enter()
+        arriving.take(80)
+        with pytest.raises(Overloaded, match="90 that others hold"):
+            another.take(11)
+        another.take(10)
+        with pytest.raises(Overloaded):
+            arriving.take(1)
+
+
+def test_an_answer_that_is_still_sent_counts_for_others() -> None:
+    admission = Admission(10, 100)
+    with admission.visit() as sending, admission.visit() as next_one:
+        sending.enter()
+        sending.exit()
+        sending.add(90)
+        next_one.enter()
+        with pytest.raises(Overloaded):
+            next_one.take(20)
 
 
 def test_a_thread_that_comes_too_late_holds_nothing() -> None:

@@ -26,10 +26,11 @@ class Admission:
         self.max_requests = max_requests
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._inside: set[Visit] = set()
         self._pace_s = 0.0
         self._last_left: float | None = None
 
-    def check(self) -> None:
+    def check(self, visit: "Visit | None" = None) -> None:
         """Refuse before a body is read what would be refused after it.
 
         Raises:
@@ -37,38 +38,44 @@ class Admission:
         """
         if self.requests >= self.max_requests:
             raise self._full(f"{self.requests} requests are in flight, as many as this service takes")
-        if self.held_bytes >= self.max_bytes:
+        if self.held_bytes >= self.max_bytes and not (visit and self._is_alone(visit)):
             raise self._full(f"the requests in flight hold {self.held_bytes} bytes, as many as are allowed")
 
     def visit(self) -> "Visit":
         """One request from its first byte to its answer's last."""
         return Visit(self)
 
-    def enter(self) -> None:
-        """Take a place.
+    def enter(self, visit: "Visit | None" = None) -> None:
+        """Take a place, for a visit or for work that goes on without one.
 
         Raises:
             Overloaded
         """
-        self.check()
+        self.check(visit)
         self.requests += 1
+        if visit is not None:
+            with self._lock:
+                self._inside.add(visit)
 
-    def leave(self) -> None:
+    def leave(self, visit: "Visit | None" = None) -> None:
         """Give a place back."""
         self.requests -= 1
+        if visit is not None:
+            with self._lock:
+                self._inside.discard(visit)
         now = time.monotonic()
         if self._last_left is not None and self.requests:
             self._pace_s += PACE_SHARE * (now - self._last_left - self._pace_s)
         self._last_left = now
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, visit: "Visit") -> None:
         """Hold bytes; whoever is alone may hold any number that the other limits allow.
 
         Raises:
             Overloaded
         """
         with self._lock:
-            fits = not self.held_bytes or self.held_bytes + count <= self.max_bytes
+            fits = self.held_bytes + count <= self.max_bytes or self._is_alone(visit)
             self.held_bytes += count if fits else 0
         if not fits:
             raise self._full(
@@ -80,6 +87,16 @@ class Admission:
         """Hold bytes that are there already, or none any more."""
         with self._lock:
             self.held_bytes += count
+
+    def _is_alone(self, visit: "Visit") -> bool:
+        """Whether nobody else works or holds anything.
+
+        A request holds its body by the visit that has the place, and what it is worked on with by
+        another, which has none. Bodies that still arrive have no place either, so that counting
+        places alone would let in any number of them.
+        """
+        own = {visit, *self._inside}
+        return self.requests <= 1 and self.held_bytes == sum(each.held_bytes for each in own)
 
     def _full(self, detail: str) -> Overloaded:
         """Tells to come back when those in flight will have been answered, at the pace of the last ones."""
@@ -100,7 +117,7 @@ class Visit:
         self._admission = admission
         self._lock = threading.Lock()
         self._is_over = False
-        self._bytes = 0
+        self.held_bytes = 0
         self._has_place = False
 
     def enter(self) -> None:
@@ -109,14 +126,14 @@ class Visit:
         Raises:
             Overloaded
         """
-        self._admission.enter()
+        self._admission.enter(self)
         self._has_place = True
 
     def exit(self) -> None:
         """Give the place back; the bytes stay held."""
         if self._has_place:
             self._has_place = False
-            self._admission.leave()
+            self._admission.leave(self)
 
     def take(self, count: int) -> None:
         """Hold more bytes.
@@ -128,13 +145,13 @@ class Visit:
         with self._lock:
             if self._is_over:
                 raise Overloaded("nobody waits for this request any more", retry_after_s=1)
-            self._admission.take(count)
-            self._bytes += count
+            self._admission.take(count, self)
+            self.held_bytes += count
 
     def add(self, count: int) -> None:
         """Hold bytes that are there already."""
         self._admission.add(count)
-        self._bytes += count
+        self.held_bytes += count
 
     def __enter__(self) -> "Visit":
         return self
@@ -145,5 +162,5 @@ class Visit:
         self.exit()
         with self._lock:
             self._is_over = True
-            self._admission.add(-self._bytes)
-            self._bytes = 0
+            self._admission.add(-self.held_bytes)
+            self.held_bytes = 0
