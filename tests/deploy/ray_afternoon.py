@@ -98,7 +98,8 @@ async def refusals(picture: bytes) -> dict[str, Any]:
 
     async def ask(method: str, url: str, body: bytes) -> tuple[int, str | None, str]:
         async with session.request(method, url, data=body) as answer:
-            problem = await answer.json(content_type=None) if answer.status != 200 else {}
+            is_problem = answer.content_type == "application/problem+json"
+            problem = await answer.json(content_type=None) if is_problem else {}
             return answer.status, answer.headers.get("Retry-After"), problem.get("detail", "")
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
