@@ -128,6 +128,9 @@ def guard_of(settings: Settings, workers: int = 1) -> Guard:
             f"listening on {settings.host} without keys lets in everybody who reaches it: give keys "
             "(`featuremaps key NAME` makes one), or set allow_anonymous"
         )
+    if settings.allow_admin and not has_keys:
+        # A proxy on this machine makes everybody look like a program of this machine.
+        raise ConfigurationError("allow_admin needs keys: `featuremaps key NAME --scope admin` makes one")
     if settings.allow_admin and workers > 1:
         raise ConfigurationError("allow_admin changes the models of one process: it needs workers = 1")
     shared = settings.image_store if settings.image_store.startswith(("redis://", "rediss://")) else ""

@@ -4,7 +4,6 @@ Every setting has one name: `--some-name`, `FEATUREMAPS_SOME_NAME`, `some_name` 
 that order of precedence. A name that does not exist is an error.
 """
 
-import logging
 import os
 import re
 import tomllib
@@ -20,11 +19,13 @@ PREFIX = "FEATUREMAPS_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 # The token that a client sends, as `featuremaps bench` does; it may be set for every command.
 KEY_VARIABLE = PREFIX + "KEY"
-# Kubernetes puts FEATUREMAPS_SERVICE_HOST, FEATUREMAPS_PORT_8000_TCP and the like into every pod
-# beside a Service called featuremaps, and FEATUREMAPS_PORT=tcp://10.0.0.1:8000.
-SERVICE_LINK = re.compile(PREFIX + r"(SERVICE_.*|PORT_.*)")
+# Kubernetes puts FEATUREMAPS_REDIS_SERVICE_HOST, FEATUREMAPS_REDIS_PORT_6379_TCP and the like into every
+# pod beside a Service called featuremaps-redis, and FEATUREMAPS_REDIS_PORT=tcp://10.0.0.1:6379.
+SERVICE_LINK = re.compile(
+    PREFIX + r"([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_.*)?)"
+)
+LINKED_PORT = re.compile(PREFIX + r"([A-Z0-9_]+_)?PORT")
 MIB = 1 << 20
-log = logging.getLogger("featuremaps.settings")
 
 
 def _words(value: Any) -> Any:
@@ -146,7 +147,7 @@ class Settings(BaseModel):
         (), description="Origins whose pages may ask, such as https://example.org, or *"
     )
     allow_admin: bool = Field(
-        False, description="Whether models may be loaded, unloaded and uploaded over HTTP"
+        False, description="Whether keys of scope admin may load, unload and upload models over HTTP"
     )
     drain_grace_s: float = Field(
         5.0,
@@ -187,7 +188,6 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
                 raise ConfigurationError(f"{variable} is what a client sends; {PREFIX}KEYS are those let in")
             continue
         if _is_service_link(variable, environ[variable]):
-            log.info("ignoring %s: it looks like a Kubernetes service link", variable)
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in Settings.model_fields:
@@ -196,8 +196,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """Variables that are Kubernetes' and no settings: they are passed over."""
+    return sorted(variable for variable, value in environ.items() if _is_service_link(variable, value))
+
+
 def _is_service_link(variable: str, value: str) -> bool:
-    return bool(SERVICE_LINK.fullmatch(variable)) or (variable == f"{PREFIX}PORT" and "://" in value)
+    is_port = LINKED_PORT.fullmatch(variable) is not None and "://" in value
+    return is_port or SERVICE_LINK.fullmatch(variable) is not None
 
 
 def _from_file(path: str | Path | None) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from service.web.keys import make_key
 
 STARTED = re.compile(r"listens on (http://\S+)")
 
@@ -24,9 +26,32 @@ class Server:
     pid: int
     log: list[str]
     process: subprocess.Popen[str]
+    headers: dict[str, str] = field(default_factory=dict)
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=120, trust_env=False)
+
+    def peak_bytes(self, act: Callable[[], object]) -> int:
+        """How many bytes more than before it held at most meanwhile (proc_pid_clear_refs(5))."""
+        process = Path("/proc") / str(self.pid)
+        (process / "clear_refs").write_text("5")
+        before = _status_bytes(process, "VmRSS")
+        act()
+        return _status_bytes(process, "VmHWM") - before
+
+
+@contextmanager
+def managed(*options: str, **environ: str) -> Iterator[Server]:
+    """The same where models may be changed; its clients hold the key."""
+    token, line = make_key("tests", "admin")
+    with serving("--allow-admin", *options, FEATUREMAPS_KEYS=line, **environ) as server:
+        server.headers["Authorization"] = f"Bearer {token}"
+        yield server
+
+
+def _status_bytes(process: Path, name: str) -> int:
+    (line,) = [x for x in (process / "status").read_text().splitlines() if x.startswith(f"{name}:")]
+    return int(line.split()[1]) << 10
 
 
 @contextmanager

@@ -181,3 +181,9 @@ def test_models_in_the_folder_where_one_stands_are_served(repository: Path, tmp_
 
 def test_without_a_folder_the_bundled_model_is_served(tmp_path: Path) -> None:
     assert re.search(rb"cifar-resnet +1 +ready", featuremaps("models", cwd=tmp_path).stdout)
+
+
+def test_a_kubernetes_service_link_is_passed_over_with_a_line_in_the_log() -> None:
+    done = featuremaps("models", FEATUREMAPS_REDIS_PORT="tcp://10.0.0.1:6379")
+    assert done.returncode == 0
+    assert b"ignoring FEATUREMAPS_REDIS_PORT" in done.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ConfigurationError
-from service.settings import PREFIX, Settings, read_settings
+from service.settings import PREFIX, Settings, read_settings, service_links
 
 
 def test_without_anything_all_have_their_defaults() -> None:
@@ -86,14 +86,27 @@ def test_a_value_out_of_bounds_is_an_error_in_one_line(name: str, value: str) ->
         "FEATUREMAPS_SERVICE_PORT_HTTP",
         "FEATUREMAPS_PORT_8000_TCP",
         "FEATUREMAPS_PORT_8000_TCP_ADDR",
+        "FEATUREMAPS_PREDICTOR_SERVICE_HOST",
+        "FEATUREMAPS_REDIS_SERVICE_PORT_CLIENT",
+        "FEATUREMAPS_REDIS_PORT_6379_TCP_PROTO",
     ],
 )
 def test_kubernetes_service_links_are_ignored(variable: str) -> None:
     assert read_settings({}, {variable: "10.0.0.1"}) == Settings()
+    assert service_links({variable: "10.0.0.1", "FEATUREMAPS_PORT": "1", "PATH": ""}) == [variable]
+
+
+@pytest.mark.parametrize(
+    "variable", ["FEATUREMAPS_SERVICE_NAME", "FEATUREMAPS_PORT_NAME", "FEATUREMAPS_REDIS_PORT"]
+)
+def test_what_only_resembles_a_service_link_is_no_setting(variable: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no setting"):
+        read_settings({}, {variable: "8000"})
 
 
 def test_a_service_link_that_looks_like_the_port_is_ignored() -> None:
-    assert read_settings({}, {"FEATUREMAPS_PORT": "tcp://10.0.0.1:8000"}).port == 8000
+    ports = ("FEATUREMAPS_PORT", "FEATUREMAPS_REDIS_PORT")
+    assert read_settings({}, dict.fromkeys(ports, "tcp://10.0.0.1:9000")).port == 8000
 
 
 @pytest.mark.parametrize("content", ["port = ", b"\xff"])

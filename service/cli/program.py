@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from service.cli.statuses import BAD_USAGE, FAILED
 from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
 from service.output.words import read_channels, read_grid, read_region
-from service.settings import KEY_VARIABLE, Settings, read_settings
+from service.settings import KEY_VARIABLE, Settings, read_settings, service_links
 from service.values import Compress, Drawing, Reduction
 from service.web.keys import INFER, SCOPES, make_key
 
+log = logging.getLogger("featuremaps.settings")
 SECONDS = click.FloatRange(0.1, 3600)
 IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COLUMNS = ("index", "name", "op", "shape", "dtype", "reduction", "field", "macs", "stage")
@@ -323,6 +325,8 @@ def _pipeline(options: Mapping[str, Any], model: str | None = None) -> Iterator[
 def _settings(options: Mapping[str, Any]) -> Settings:
     settings = read_settings(options, os.environ)
     set_up(settings)
+    for variable in service_links(os.environ):
+        log.info("ignoring %s: it looks like a Kubernetes service link", variable)
     return settings
 
 

@@ -200,8 +200,7 @@ def metadata(ready: Ready, runtime: str) -> Mapping[str, Any]:
     }
 
 
-def file_name(ready: Ready, extension: str) -> str:
-    """A safe name: the model's, and the layer's where there is one."""
-    first = ready.layers[0].name if len(ready.layers) == 1 else "layers"
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", first).strip("-.")[:80]
-    return f"{ready.model.identity.name}-{safe or 'layer'}.{extension}"
+def file_name(model: str, what: str, extension: str) -> str:
+    """A safe name that tells the model and what of it."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", what).strip("-.")[:80]
+    return f"{model}-{safe or 'layer'}.{extension}"

@@ -1,7 +1,7 @@
 """The weights that made a layer, as arrays or drawn."""
 
 from service.engine.loaded import LoadedModel
-from service.errors import InvalidParameter, NotDrawable
+from service.errors import AnswerTooLarge, InvalidParameter, NotDrawable
 from service.output.pictures.filters import COLORS, draw_filters
 from service.output.table import FORMATS
 from service.pipeline.answers import Encoded
@@ -11,7 +11,7 @@ PICTURES = ("png", "webp")
 FLAT = 4
 
 
-def encode_filters(model: LoadedModel, layer: str, kind: str) -> Encoded:
+def encode_filters(model: LoadedModel, layer: str, kind: str, max_bytes: int) -> Encoded:
     """The filters of a layer's convolution, one for each channel it makes: (out, in / groups, kh, kw).
 
     Raises:
@@ -19,6 +19,7 @@ def encode_filters(model: LoadedModel, layer: str, kind: str) -> Encoded:
         InvalidParameter: the term means several layers.
         NotDrawable: a picture of filters that are not flat.
         NoFilters: no convolution made it.
+        AnswerTooLarge
     """
     found, *more = model.layers().select([layer])
     if more:
@@ -30,6 +31,12 @@ def encode_filters(model: LoadedModel, layer: str, kind: str) -> Encoded:
         )
     filters = model.filters(found.name)
     weights: Array = filters.by_channel()
+    if weights.nbytes > max_bytes:
+        raise AnswerTooLarge(
+            f"the filters of {found.name!r} are {weights.nbytes} bytes and at most {max_bytes} are sent",
+            limit=max_bytes,
+            actual=weights.nbytes,
+        )
     if kind in PICTURES:
         if weights.ndim != FLAT:
             raise NotDrawable(

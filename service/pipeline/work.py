@@ -376,6 +376,7 @@ def _held_bytes(value: Source | Array) -> int:
 
 def _finish(ready: Ready, values: Mapping[str, Array], answer: Answer) -> Payload:
     """Encode and, where the client takes it and it pays, compress."""
+    what = ready.layers[0].name if len(ready.layers) == 1 else "layers"
     maps = [FeatureMap(layer, values[layer.name]) for layer in ready.layers]
     encoded, wanted, packed = answer.finish(ready, maps), ready.job.coding, None
     if wanted and not encoded.media_type.startswith("image/"):
@@ -384,7 +385,7 @@ def _finish(ready: Ready, values: Mapping[str, Array], answer: Answer) -> Payloa
     return Payload(
         chunks=packed or encoded.chunks,
         media_type=encoded.media_type,
-        file_name=file_name(ready, encoded.extension),
+        file_name=file_name(ready.model.identity.name, what, encoded.extension),
         model=ready.model.identity,
         timings=ready.watch.seconds,
         coding=wanted if packed else None,

@@ -28,7 +28,7 @@ NOBODY = Caller("", frozenset())
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """What is asked of callers. Without `keys` everybody may infer, and admin is for this machine alone."""
+    """What is asked of callers. Without `keys` everybody may infer, and nobody more."""
 
     keys: KeyRing | None = None
     rates: Rates | None = None
@@ -43,7 +43,7 @@ class Guard:
             Unauthenticated
         """
         if self.keys is None:
-            return Caller("", SCOPES[ADMIN] if _is_local(scope) else SCOPES[INFER])
+            return Caller("", SCOPES[INFER])
         kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and (caller := self.keys.find(token.strip())) is not None:
             return caller
@@ -116,26 +116,9 @@ async def admit_admin(request: Request) -> None:
         raise Forbidden("models are not changed over HTTP here: the operator has to set allow_admin")
     if ADMIN in caller_of(request).scopes:
         return
-    if guard.keys is None:
-        raise Forbidden("without keys models are changed from the service's own machine only")
     raise Forbidden(
         f"the key {caller_of(request).name!r} may not change models: that needs the scope {ADMIN}"
     )
-
-
-def _is_local(scope: Scope) -> bool:
-    """Whether a program of this machine asks, and no page that a browser of this machine shows.
-
-    A page of another origin is told by Origin or Sec-Fetch-Site, one whose name was rebound to a
-    loopback address by Host.
-    """
-    headers = Headers(scope=scope)
-    host = headers.get("host", "")
-    foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-    origin = headers.get("origin", f"{scope['scheme']}://{host}").partition("://")[2]
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    client = scope["client"][0] if scope.get("client") else ""
-    return is_loopback(client) and is_loopback(name.strip("[]")) and origin == host and not foreign
 
 
 def is_loopback(host: str) -> bool:

@@ -44,17 +44,17 @@ def payload_response(payload: Payload) -> Response:
         "Server-Timing": server_timing(payload.timings),
         "Vary": "Accept, Accept-Encoding",
         "Cache-Control": "no-store",
-        "Content-Disposition": _disposition(payload),
+        "Content-Disposition": disposition(payload.file_name, payload.media_type),
     }
     if payload.coding:
         headers["Content-Encoding"] = payload.coding
     return pieces_response(payload.chunks, headers, payload.media_type)
 
 
-def _disposition(payload: Payload) -> str:
+def disposition(file_name: str, media_type: str) -> str:
     """Arrays are saved under a name, pictures and JSON are shown (RFC 6266)."""
-    shown = payload.media_type.startswith("image/") or payload.media_type == "application/json"
-    return f'{"inline" if shown else "attachment"}; filename="{payload.file_name}"'
+    shown = media_type.startswith("image/") or media_type == "application/json"
+    return f'{"inline" if shown else "attachment"}; filename="{file_name}"'
 
 
 def pieces_response(chunks: tuple[Chunk, ...], headers: Mapping[str, str], media_type: str) -> Response:

@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from multipart import MultipartError, MultipartParser, parse_options_header
 from pydantic import ValidationError
 
@@ -28,6 +26,7 @@ from service.web.queries import (
     reduction,
     sides,
 )
+from service.web.validation import parse_json, refused
 
 AnyQuery = StatisticsQuery | RenderQuery
 Query = TypeVar("Query", StatisticsQuery, JsonFeaturesQuery, FeaturesQuery, RenderQuery)
@@ -35,6 +34,8 @@ NPY, JSON, MULTIPART = "application/x-npy", "application/json", "multipart/form-
 # curl's --data-binary labels whatever it sends as a form; the content decides, not the label.
 IMAGE_LABELS = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 IMAGE_PART = "image"
+# Of a JSON body: its images hold no comma, so these are parameters and layers' names.
+MOST_VALUES = 10_000
 IMAGES_KEY = "images"
 
 
@@ -125,10 +126,7 @@ def _one_layer(query: RenderQuery) -> str:
 
 def _from_json(body: bytes, query: Query, request: Request) -> tuple[tuple[bytes, ...], Query]:
     """`{"images": ["<base64>", ...]}` plus any query parameter that the URL does not hold."""
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest("the body is not JSON") from error
+    content = parse_json(body, MOST_VALUES)
     if not isinstance(content, dict) or not isinstance(content.get(IMAGES_KEY), list):
         raise InvalidParameter('the body must be {"images": ["<base64>", ...]}', parameter=IMAGES_KEY)
     images = content.pop(IMAGES_KEY)
@@ -145,12 +143,7 @@ def _merged(query: Query, content: Mapping[str, Any]) -> Query:
     try:
         return type(query).model_validate({**given, **content}, strict=True)
     except ValidationError as error:
-        raise RequestValidationError(_in_body(error)) from error
-
-
-def _in_body(error: ValidationError) -> list[Any]:
-    """Pydantic's problems, placed where the framework would have found them."""
-    return [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
+        raise refused(error, "body") from error
 
 
 def _base64(index: int, text: Any) -> bytes:

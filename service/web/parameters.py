@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from service.errors import InvalidParameter
+from service.web.validation import refused
 
 Query = TypeVar("Query", bound=BaseModel)
 REPEATABLE = ("layers",)
@@ -29,7 +29,7 @@ def asked(kind: type[Query]) -> Callable[[Request], Coroutine[Any, Any, Query]]:
         try:
             return kind.model_validate(_given(request))
         except ValidationError as error:
-            raise RequestValidationError(_in_query(error)) from error
+            raise refused(error, "query") from error
 
     return read
 
@@ -73,8 +73,3 @@ def _given(request: Request) -> dict[str, Any]:
         else:
             values[name] = value
     return values
-
-
-def _in_query(error: ValidationError) -> list[Any]:
-    """Pydantic's problems, placed where the framework would have found them."""
-    return [{**problem, "loc": ("query", *problem["loc"])} for problem in error.errors(include_url=False)]

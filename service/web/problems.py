@@ -17,6 +17,7 @@ from starlette.responses import Response
 from service import errors
 from service.errors import ServiceError
 from service.web.exchange import EXCHANGE, exchange_of
+from service.web.validation import name_of
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
@@ -136,12 +137,11 @@ async def _on_service_error(request: Request, error: Exception) -> Response:
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    parameter = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    kind = errors.MalformedRequest if first["type"] == "json_invalid" else errors.InvalidParameter
+    parameter = name_of(first["loc"][1:] or first["loc"])
     detail = f"{parameter}: {first['msg']}"
     if first["type"] == "extra_forbidden":
         detail = f"there is no parameter {parameter!r}; /openapi.json shows all"
-    return problem(request, kind(detail, parameter=parameter))
+    return problem(request, errors.InvalidParameter(detail, parameter=parameter))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

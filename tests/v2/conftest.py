@@ -76,7 +76,6 @@ def v2_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(folder, "bare", two_inputs())
     put(folder, "positions", positions())
     put(folder, "heavy", heavy(), toml="[input]\nsize = [16, 16]\n")
-    put(folder, "moving", small_cnn())
     put(folder, "broken", small_cnn()).write_bytes(b"not ONNX")
     for datatype, element in ELEMENTS.items():
         put(folder, f"echo-{datatype.lower()}", echo(element))
@@ -86,8 +85,7 @@ def v2_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def v2_server(v2_models: Path) -> Iterator[Server]:
     """Unoptimised, so that values equal the uncut graph's; it takes as many as the tests send at once."""
-    options = ("--graph-optimization", "off", "--allow-admin")
-    with serving("--models", str(v2_models), *options) as running:
+    with serving("--models", str(v2_models), "--graph-optimization", "off") as running:
         yield running
 
 

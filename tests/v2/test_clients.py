@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.oracles import UncutGraph
-from tests.servers import serving
+from tests.servers import managed, serving
 from tests.v2.conftest import LABELS
 from tests.v2.points import point
 
@@ -219,18 +219,23 @@ def test_the_highest_classes_are_told_as_text(
 
 
 @point(25)
-def test_a_model_is_unloaded_and_loaded_by_the_client(client: Client, v2_models: Path) -> None:
-    client.unload_model("moving")
-    assert not client.is_model_ready("moving")
-    with pytest.raises(InferenceServerException, match="unloaded"):
-        client.infer("moving", [sent(IMAGE)])
-    put(v2_models, "moving", small_cnn(1, 32, 32), "2")
-    client.load_model("moving")
-    assert client.is_model_ready("moving", "2")
-    states = {(row["name"], row["version"]): row["state"] for row in client.get_model_repository_index()}
-    assert states["moving", "2"] == "READY"
-    with pytest.raises(InferenceServerException, match="config"):
-        client.load_model("moving", config="{}")
+def test_a_model_is_unloaded_and_loaded_by_a_client_with_the_key(tmp_path: Path) -> None:
+    put(tmp_path, "moving", small_cnn())
+    with managed("--models", str(tmp_path)) as server, Client(server.url.removeprefix("http://")) as client:
+        key = server.headers
+        client.unload_model("moving", headers=key)
+        assert not client.is_model_ready("moving", headers=key)
+        with pytest.raises(InferenceServerException, match="unloaded"):
+            client.infer("moving", [sent(IMAGE)], headers=key)
+        put(tmp_path, "moving", small_cnn(1, 32, 32), "2")
+        client.load_model("moving", headers=key)
+        assert client.is_model_ready("moving", "2", headers=key)
+        index = client.get_model_repository_index(headers=key)
+        assert {row["version"]: row["state"] for row in index}["2"] == "READY"
+        with pytest.raises(InferenceServerException, match="config"):
+            client.load_model("moving", config="{}", headers=key)
+        with pytest.raises(InferenceServerException, match="key"):
+            client.unload_model("moving")
 
 
 @point(21, 22)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.builders import put, small_cnn
-from tests.servers import serving
+from tests.servers import managed
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def admin(models: Path) -> Iterator[httpx.Client]:
-    with serving("--models", str(models), "--allow-admin") as server, server.client() as client:
+    with managed("--models", str(models)) as server, server.client() as client:
         yield client
 
 

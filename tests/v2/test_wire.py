@@ -279,8 +279,23 @@ MALFORMED: dict[str, tuple[bytes, dict[str, str]]] = {
     ),
     "a gzip bomb": (gzip.compress(bytes(200 << 20)), {"Content-Encoding": "gzip"}),
     "a deflate bomb": (zlib.compress(bytes(200 << 20)), {"Content-Encoding": "deflate"}),
+    "a hundred thousand parameters": (
+        asked(SMALL, shape=[1, 3, 2, 2], parameters={str(number): None for number in range(100_000)}),
+        {},
+    ),
+    "parameters of many inputs": (
+        json.dumps({"inputs": [{"parameters": {str(n): None for n in range(60)}}] * 1000}).encode(),
+        {},
+    ),
+    "a shape of nulls": (asked(SMALL, shape=[None] * 60_000), {}),
+    "empty lists as data": (asked([[]] * 500_000), {}),
+    "a name of a megabyte": (asked(SMALL).replace(b'"image"', b'"' + b"n" * 1_000_000 + b'"', 1), {}),
     **{f"a header length of {length[:20]!r}": (BODY, {LENGTH: length}) for length in LENGTHS},
 }
+
+
+# Beside twelve times the body, which a list of lists takes in any parser.
+MOST_PEAK_BYTES = 64 << 20
 
 
 def quickest_refusal(http: httpx.Client, body: bytes, headers: dict[str, str]) -> float:
@@ -303,6 +318,9 @@ def test_a_malformed_body_is_refused_soon_with_memory_flat(http: httpx.Client, v
     pool(http, asked(IMAGE.tolist()))
     slow = {name: quickest_refusal(http, *sent) for name, sent in MALFORMED.items()}
     assert {name: seconds for name, seconds in slow.items() if seconds > 1} == {}
+    for name, (body, headers) in MALFORMED.items():
+        peak = v2_server.peak_bytes(lambda body=body, headers=headers: quickest_refusal(http, body, headers))
+        assert peak < MOST_PEAK_BYTES + 12 * len(body), name
     # The allocator keeps what the first round needed: what is not flat grows again.
     before = process.memory_info().rss
     for sent in MALFORMED.values():

@@ -14,7 +14,7 @@ import pytest
 from service.web.keys import make_key
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.engine import hostile
-from tests.servers import Server, serving
+from tests.servers import Server, managed, serving
 
 GOOD = small_cnn(1, 32, 32).SerializeToString()
 IMAGE = encoded(photograph(40, 30), "PNG")
@@ -31,16 +31,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def managed(models: Path) -> Iterator[Server]:
+def service(models: Path) -> Iterator[Server]:
     limits = ("--max-body-bytes", "100000", "--max-model-bytes", "1000000", "--check-seconds", "3")
     memory = ("--check-memory-bytes", str(512 << 20))
-    with serving("--models", str(models), "--allow-admin", *limits, *memory) as server:
+    with managed("--models", str(models), *limits, *memory) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def admin(managed: Server) -> Iterator[httpx.Client]:
-    with managed.client() as client:
+def admin(service: Server) -> Iterator[httpx.Client]:
+    with service.client() as client:
         yield client
 
 
@@ -53,7 +53,7 @@ def left_over(models: Path) -> list[Path]:
 
 
 def test_an_uploaded_version_is_kept_and_served_once_it_is_loaded(
-    admin: httpx.Client, managed: Server, models: Path
+    admin: httpx.Client, service: Server, models: Path
 ) -> None:
     answer = admin.put("/v1/models/new/versions/3", content=GOOD)
     digest = hashlib.sha256(GOOD).hexdigest()
@@ -65,7 +65,7 @@ def test_an_uploaded_version_is_kept_and_served_once_it_is_loaded(
     assert (loaded["state"], loaded["default_version"]) == ("ready", "3")
     assert admin.get(answer.headers["Location"]).json()["digest"] == digest
     assert left_over(models) == []
-    audited = [line for line in managed.log if "featuremaps.audit" in line and digest in line]
+    audited = [line for line in service.log if "featuremaps.audit" in line and digest in line]
     assert [action in line for action, line in zip(("upload", "load"), audited, strict=True)] == [True, True]
 
 
@@ -111,13 +111,13 @@ def test_a_model_may_be_larger_than_any_other_body(admin: httpx.Client, models: 
 
 
 def test_a_client_that_leaves_while_it_uploads_leaves_nothing_behind(
-    managed: Server, admin: httpx.Client, models: Path
+    service: Server, admin: httpx.Client, models: Path
 ) -> None:
     def parts() -> Iterator[bytes]:
         yield GOOD[:1000]
         raise ConnectionAbortedError
 
-    with contextlib.suppress(ConnectionAbortedError), managed.client() as client:
+    with contextlib.suppress(ConnectionAbortedError), service.client() as client:
         client.put("/v1/models/left/versions/1", content=parts())
     # Uploads go one at a time: that this one is taken tells that the other has ended.
     taken = [admin.put(f"/v1/models/after/versions/{i + 1}", content=GOOD).status_code for i in range(3)]
@@ -125,7 +125,7 @@ def test_a_client_that_leaves_while_it_uploads_leaves_nothing_behind(
     assert left_over(models) == []
 
 
-def test_one_upload_at_a_time(managed: Server, admin: httpx.Client, models: Path) -> None:
+def test_one_upload_at_a_time(service: Server, admin: httpx.Client, models: Path) -> None:
     begun, done = threading.Event(), threading.Event()
 
     def parts() -> Iterator[bytes]:
@@ -134,7 +134,7 @@ def test_one_upload_at_a_time(managed: Server, admin: httpx.Client, models: Path
         assert done.wait(60)
         yield GOOD[1000:]
 
-    with managed.client() as other, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with service.client() as other, concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(other.put, "/v1/models/first/versions/1", content=parts())
         assert begun.wait(60)
         while not left_over(models):
@@ -172,17 +172,17 @@ def test_a_key_for_inference_changes_no_models(models: Path) -> None:
 def test_a_repository_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     """A single file is none; a folder without rights stops nobody who is root, as tests may be."""
     file = put(tmp_path, "small", small_cnn(1, 32, 32))
-    with serving("--models", str(file), "--allow-admin") as server, server.client() as client:
+    with managed("--models", str(file)) as server, server.client() as client:
         answer = client.put("/v1/models/new/versions/1", content=GOOD)
     assert problem(answer) == (503, "repository-not-writable")
 
 
 def test_hostile_uploads_are_refused_while_others_are_served(
-    managed: Server, admin: httpx.Client, models: Path, tmp_path: Path
+    service: Server, admin: httpx.Client, models: Path, tmp_path: Path
 ) -> None:
-    before = psutil.Process(managed.pid).memory_info().rss
+    before = psutil.Process(service.pid).memory_info().rss
     statuses = []
-    with managed.client() as other, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with service.client() as other, concurrent.futures.ThreadPoolExecutor(1) as pool:
         for make in VICIOUS:
             make(tmp_path / "model.onnx")
             body = (tmp_path / "model.onnx").read_bytes()
@@ -191,7 +191,7 @@ def test_hostile_uploads_are_refused_while_others_are_served(
                 statuses.append(admin.post(FEATURES, content=IMAGE).status_code)
             assert problem(upload.result()) == (422, "invalid-model"), make
     assert set(statuses) == {200}
-    assert psutil.Process(managed.pid).memory_info().rss - before < 100 << 20
+    assert psutil.Process(service.pid).memory_info().rss - before < 100 << 20
     assert not (models / "evil").exists()
     assert left_over(models) == []
 

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from onnx import helper
 
 from service.engine.loaded import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop, Stopped
-from tests.builders import encoded, photograph, put, small_cnn
+from tests.builders import encoded, model, photograph, put, small_cnn, weight
 from tests.web.inside import Running, running, slow_cnn
 
 SLOW = "/v1/models/slow/features?layers=last&size=512x512&format=npy"
@@ -27,6 +29,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     put(folder, "slow", slow_cnn(), toml="[input]\nsize = [16, 16]\n")
     put(folder, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    wide = helper.make_node("Conv", ["image", "weight"], ["last"])
+    weights = [weight("weight", 8192, 3, 5, 5)]
+    put(folder, "wide", model([wide], {"image": ["n", 3, "h", "w"]}, ["last"], weights))
     return folder
 
 
@@ -101,13 +106,38 @@ def test_a_slow_reader_keeps_no_place_and_gets_everything(service: Running, imag
     with service.connect() as client:
         client.sendall(post(LONG, image))
         service.until(lambda: service.admission.held_bytes > 5_000_000 and not service.admission.requests)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
         taken = 0
-        while part := client.recv(1 << 20):
+        while part := answer.read(1 << 20):
             taken += len(part)
             time.sleep(0.02)
-            if taken > 1920 * 1920 // 4 * 8 * 4:
-                break
+        assert taken == int(answer.headers["Content-Length"]) > 1920 * 1920 // 4 * 8 * 4
     service.until_idle()
+
+
+@pytest.mark.parametrize("what", ["image", "filters"])
+def test_what_waits_for_a_reader_is_held_by_the_count(service: Running, what: str) -> None:
+    large = encoded(photograph(64, 64), "PNG") + bytes(900_000)
+    with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        kept = client.post("/v1/images", content=large).raise_for_status().json()["id"]
+    url = {"image": f"/v1/images/{kept}", "filters": "/v1/models/wide/filters?layer=last&format=npy"}[what]
+    with service.connect() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        service.until(lambda: service.admission.held_bytes > 500_000)
+        assert service.admission.requests == 0
+    service.until_idle()
+
+
+def test_a_full_service_gives_no_kept_image_and_no_filters(service: Running, image: bytes) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        kept = client.post("/v1/images", content=image).raise_for_status().json()["id"]
+        with contextlib.ExitStack() as full:
+            for _ in range(service.admission.max_requests):
+                full.enter_context(service.admission.visit()).enter()
+            for url in (f"/v1/images/{kept}", "/v1/models/small/filters?layer=stem/conv"):
+                assert client.get(url).status_code == 503
 
 
 def test_a_client_that_sends_nothing_more_is_told(service: Running, image: bytes) -> None:

@@ -12,7 +12,13 @@ from service.pipeline.work import Pipeline
 from service.values import Job, Payload
 from service.web import etags
 from service.web.access import caller_of
-from service.web.answers import json_response, model_headers, payload_response, pieces_response
+from service.web.answers import (
+    disposition,
+    json_response,
+    model_headers,
+    payload_response,
+    pieces_response,
+)
 from service.web.bodies import job_of, read_image
 from service.web.door import pipeline_of, refuse_parameters, visit_of
 from service.web.media import (
@@ -76,17 +82,22 @@ async def create_image(request: Request) -> Response:
     dependencies=[Depends(refuse_parameters)],
     response_class=Response,
     responses=responses(None, 404, 422, 503)
-    | answer("The image as it was sent", KEPT, "ETag")
+    | answer("The image as it was sent", KEPT, "ETag", "Content-Disposition")
     | not_modified(),
 )
 async def get_image(image_id: ImageId, request: Request) -> Response:
     """The bytes as they were sent, with the detected type."""
-    images = pipeline_of(request).images
+    images, owner, visit = pipeline_of(request).images, caller_of(request).name, visit_of(request)
     headers = etags.cache_headers(request, f'"{image_id}"') | SANDBOX
+    visit.enter()
+    record = await images.peek(owner, image_id)
     if etags.matches(request, headers["ETag"]):
-        await images.peek(caller_of(request).name, image_id)
         return etags.not_modified(headers)
-    stored = await images.get(caller_of(request).name, image_id)
+    visit.take(record.size_bytes)
+    stored = await images.get(owner, image_id)
+    visit.exit()
+    name = f"{image_id[:16]}.{stored.media_type.partition('/')[2]}"
+    headers["Content-Disposition"] = disposition(name, stored.media_type)
     return pieces_response((stored.body,), headers, stored.media_type)
 
 

@@ -5,10 +5,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
+from service.pipeline.answers import file_name
 from service.pipeline.filters import encode_filters
 from service.web import etags
-from service.web.answers import json_response, long_json_response, model_headers, pieces_response
-from service.web.door import pipeline_of, refuse_parameters
+from service.web.answers import (
+    disposition,
+    json_response,
+    long_json_response,
+    model_headers,
+    pieces_response,
+)
+from service.web.door import pipeline_of, refuse_parameters, visit_of
 from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
@@ -80,8 +87,8 @@ async def list_layers(
     "/{model}/filters",
     operation_id="get_filters",
     response_class=Response,
-    responses=responses(None, 404, 422, 503)
-    | answer("The weights", FILTERS, "ETag", *OF_MODEL)
+    responses=responses(None, 404, 413, 422, 503)
+    | answer("The weights", FILTERS, "ETag", "Content-Disposition", *OF_MODEL)
     | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(FiltersQuery)},
 )
@@ -98,5 +105,12 @@ async def get_filters(
     headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
     if etags.matches(request, etag):
         return etags.not_modified(headers)
-    encoded = await pipeline.in_thread(encode_filters, loaded, query.layer, query.format)
+    visit = visit_of(request)
+    visit.enter()
+    most = pipeline.limits.answer_bytes
+    encoded = await pipeline.in_thread(encode_filters, loaded, query.layer, query.format, most)
+    visit.exit()
+    visit.add(sum(map(len, encoded.chunks)))
+    name = file_name(model, f"{query.layer}-filters", encoded.extension)
+    headers["Content-Disposition"] = disposition(name, encoded.media_type)
     return pieces_response(encoded.chunks, headers, encoded.media_type)

@@ -2,15 +2,14 @@
 
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from service.errors import MalformedRequest
 from service.web.door import pipeline_of
+from service.web.validation import parse_json, refused
 
 Asked = TypeVar("Asked", bound=BaseModel)
+MOST_VALUES = 256
 
 
 async def read_optional(request: Request, kind: type[Asked]) -> Asked:
@@ -32,9 +31,6 @@ def optional_body(kind: type[BaseModel]) -> dict[str, Any]:
 
 def _parsed(body: bytes, kind: type[Asked]) -> Asked:
     try:
-        return kind.model_validate(orjson.loads(body), strict=True)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest("the body is not JSON") from error
+        return kind.model_validate(parse_json(body, MOST_VALUES), strict=True)
     except ValidationError as error:
-        found = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
-        raise RequestValidationError(found) from error
+        raise refused(error, "body") from error

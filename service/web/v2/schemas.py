@@ -2,9 +2,23 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-Parameters = dict[str, bool | int | float | str]
+MOST_PARAMETERS = 64
+
+
+def _few(given: Any) -> Any:
+    """Counted before each is looked at: of a wrong one pydantic tells four times why."""
+    if isinstance(given, dict) and len(given) > MOST_PARAMETERS:
+        raise ValueError(f"{len(given)} parameters are more than {MOST_PARAMETERS}")
+    return given
+
+
+Parameters = Annotated[
+    dict[str, bool | int | float | str],
+    BeforeValidator(_few),
+    Field(json_schema_extra={"maxProperties": MOST_PARAMETERS}),
+]
 RepositoryState = Literal["READY", "LOADING", "UNAVAILABLE"]
 Datatype = Literal[
     "BOOL",
@@ -23,7 +37,7 @@ Datatype = Literal[
     "BYTES",
 ]
 MOST_INPUTS, MOST_OUTPUTS, MOST_AXES = 1024, 4096, 32
-LONGEST_ID = 1024
+LONGEST_NAME = 1024
 
 
 class IndexRequest(BaseModel):
@@ -57,9 +71,11 @@ class ChangeRequest(BaseModel):
 class InputTensor(BaseModel):
     """One input: its numbers or texts as `data`, or their bytes behind the JSON."""
 
-    name: str = Field(description="The input's name in the graph", examples=["image"])
+    name: str = Field(
+        max_length=LONGEST_NAME, description="The input's name in the graph", examples=["image"]
+    )
     shape: list[Annotated[int, Field(ge=0)]] = Field(
-        max_length=MOST_AXES, description="Axes of the tensor", examples=[[1, 3, 32, 32]]
+        max_length=MOST_AXES, fail_fast=True, description="Axes of the tensor", examples=[[1, 3, 32, 32]]
     )
     datatype: Datatype = Field(description="Type of the values")
     parameters: Parameters = Field(
@@ -71,7 +87,7 @@ class InputTensor(BaseModel):
 class RequestedOutput(BaseModel):
     """One output: a declared one, or any layer by its exact name."""
 
-    name: str = Field(description="The exact name", examples=["stage1.block2.relu"])
+    name: str = Field(max_length=LONGEST_NAME, description="The exact name", examples=["stage1.block2.relu"])
     parameters: Parameters = Field(
         default_factory=dict,
         description="`binary_data`, `classification`, and `channels`, `region`, `pool`, `grid`, `dtype` "
@@ -82,17 +98,20 @@ class RequestedOutput(BaseModel):
 class InferenceRequest(BaseModel):
     """What `v2_infer` takes; members that are not listed are passed over, parameters are not."""
 
-    id: str | None = Field(None, max_length=LONGEST_ID, description="Comes back in the answer")
+    id: str | None = Field(None, max_length=LONGEST_NAME, description="Comes back in the answer")
     parameters: Parameters = Field(
         default_factory=dict,
         description="`binary_data_output`, `timeout` (microseconds), `priority` (taken, changes nothing), "
         "and `channels`, `region`, `pool`, `grid`, `dtype` with the values of `/v1`, for all outputs",
     )
     inputs: list[InputTensor] = Field(
-        min_length=1, max_length=MOST_INPUTS, description="All inputs that the manifest has no constants for"
+        min_length=1,
+        max_length=MOST_INPUTS,
+        fail_fast=True,
+        description="All inputs that the manifest has no constants for",
     )
     outputs: list[RequestedOutput] | None = Field(
-        None, max_length=MOST_OUTPUTS, description="Without it the declared outputs"
+        None, max_length=MOST_OUTPUTS, fail_fast=True, description="Without it the declared outputs"
     )
 
 

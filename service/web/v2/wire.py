@@ -18,9 +18,12 @@ from service.intake.tensors import read_binary, read_numbers, read_texts
 from service.values import Array, Inference
 from service.web.v2.parameters import read_outputs, read_timeout_s
 from service.web.v2.schemas import MOST_INPUTS, InferenceRequest, InputTensor
+from service.web.validation import name_of, parse_json
 
 # What is left of the JSON without its numbers: names, parameters, texts.
 LONGEST_JSON_BYTES = 2 << 20
+# Of that JSON; numbers are not among it, texts are.
+MOST_VALUES = 1 << 16
 DATA_KEY = b'"data"'
 LIST_FOLLOWS = re.compile(rb'"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}(?=\[)')
 MOST_SPACES = 64
@@ -102,12 +105,10 @@ def _parsed(text: bytes) -> InferenceRequest:
             actual=len(text),
         )
     try:
-        return InferenceRequest.model_validate(orjson.loads(text), strict=True)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest("the request is not JSON, or is nested too deeply") from error
+        return InferenceRequest.model_validate(parse_json(text, MOST_VALUES), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part)[:100] for part in first["loc"])
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = name_of(first["loc"])
         raise MalformedRequest(f"{where}: {first['msg']}", parameter=where) from error
 
 
