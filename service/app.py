@@ -146,13 +146,17 @@ def guard_of(settings: Settings, workers: int = 1) -> Guard:
 
 
 def _networks(addresses: Sequence[str]) -> Sequence[str]:
-    """As they are given: the middleware that reads them takes what is no network for a name."""
+    """Each network, and that of IPv4 also as a socket of both families tells it: ::ffff:10.0.0.0/104."""
+    found: list[str] = []
     for address in addresses:
         try:
-            ipaddress.ip_network(address)
+            network = ipaddress.ip_network(address)
         except ValueError as error:
             raise ConfigurationError(f"trusted_proxies: {address!r} is no address and no network") from error
-    return addresses
+        found.append(str(network))
+        if network.version == 4:
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return found
 
 
 def _upload_paths(settings: Settings) -> Sequence[Path]:

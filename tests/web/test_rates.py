@@ -67,8 +67,12 @@ def test_after_the_time_that_is_told_the_caller_is_let_in_again() -> None:
     asyncio.run(ask())
 
 
-def test_without_keys_addresses_are_told_apart_and_only_a_trusted_proxy_is_believed(models: Path) -> None:
-    options = ("--models", str(models), "--rate-limit", "2/hour")
+# The second is how a socket for both families tells of an IPv4 client.
+@pytest.mark.parametrize("host", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_without_keys_addresses_are_told_apart_and_only_a_trusted_proxy_is_believed(
+    models: Path, host: str
+) -> None:
+    options = ("--models", str(models), "--rate-limit", "2/hour", "--host", host, "--allow-anonymous")
     forged = {"X-Forwarded-For": "198.51.100.1"}
     with serving(*options) as server, server.client() as client:
         assert statuses(client, 2) == [200, 200]
