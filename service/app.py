@@ -66,6 +66,7 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         ),
         Admission(max(1, settings.max_in_flight // workers), max(1, settings.max_in_flight_bytes // workers)),
         runtime=f"onnxruntime {runtime.version}",
+        give_back=runtime.give_back,
         threads=max(1, threads // workers),
         map_cache_bytes=settings.map_cache_bytes // workers,
         max_batch_pixels=settings.max_batch_pixels if _batches(settings, runtime) else 0,

@@ -1,7 +1,10 @@
 """Places, bytes, deadlines, and what is shared."""
 
 import asyncio
+import functools
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from service.app import make_pipeline
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from service.pipeline.admission import Admission
 from service.pipeline.identical import LONGEST_COMPARED_BYTES, identical
+from service.pipeline.pools import Pools
 from service.pipeline.shared import Flights, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.work import Pipeline
@@ -269,6 +273,36 @@ def test_a_failure_reaches_all_who_wait_and_is_tried_again() -> None:
         assert await flights.join("a", make) == "x"
 
     asyncio.run(ask())
+
+
+class Body:
+    """What can be looked for when nobody should hold it any more."""
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_a_refused_request_nothing_waits_for_the_garbage_collector(shared: bool) -> None:
+    def refuse(body: Body) -> None:
+        raise MalformedRequest("no image")
+
+    async def ask(pools: Pools, flights: Flights) -> "weakref.ref[Body]":
+        body = Body()
+        work = functools.partial(pools.run, "read", Stopwatch(), refuse, body)
+        with pytest.raises(MalformedRequest):
+            await (flights.join("key", work) if shared else work())
+        return weakref.ref(body)
+
+    async def ask_both() -> "weakref.ref[Body]":
+        found = await ask(pools, Flights())
+        await asyncio.sleep(0)
+        return found
+
+    pools = Pools(1, Admission(1, 1), lambda: None)
+    gc.disable()
+    try:
+        assert asyncio.run(ask_both())() is None
+    finally:
+        gc.enable()
+        pools.close()
 
 
 def test_what_is_held_stays_within_its_bytes() -> None:

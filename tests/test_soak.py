@@ -1,14 +1,22 @@
 """A mixed load with slow readers and leaving callers: the service stays, and its memory too."""
 
+import time
+
 import numpy as np
+import psutil
 import pytest
 
+from service.engine.plan_cache import FUSE_AFTER
 from tests.benchmarks.memory import MB, slope
-from tests.benchmarks.soak import MIX, measure, report
+from tests.benchmarks.soak import MIX, REST_S, measure, report
+from tests.builders import encoded, photograph
+from tests.servers import serving
 
 # What two minutes may add at rest while allocators and caches still fill: about three of the largest answers.
 # Of every kind of answer some megabytes were given dozens of times by then, so a leak of one kind is more.
 MOST_GROWTH_MB = 150
+# One run of the largest of these sizes takes more than a hundred.
+MOST_HELD_MB = 60
 
 
 @pytest.mark.parametrize("seconds", [6, pytest.param(120, marks=pytest.mark.slow)])
@@ -23,6 +31,26 @@ def test_a_mixed_load_leaves_the_service_as_it_was(seconds: float) -> None:
         assert all(found.counts[kind.name] for kind in MIX), told
         rests = [value / MB for _, value in found.rests]
         assert rests[-1] - rests[len(rests) // 4] < MOST_GROWTH_MB, told
+
+
+def test_what_large_maps_needed_is_given_back_when_nobody_comes() -> None:
+    sets = ("stage:0", "stages", "stage:-1", "stage:0,stage:-1")
+    image = encoded(photograph(64, 64), "PNG")
+    with serving() as server, server.client() as client:
+
+        def ask(size: int) -> None:
+            for layers in sets * (FUSE_AFTER + 1):
+                given = {"layers": layers, "size": f"{size}x{size}", "format": "safetensors"}
+                url = "/v1/models/cifar-resnet/features"
+                client.post(url, params=given, content=image).raise_for_status()
+
+        ask(64)
+        time.sleep(REST_S)
+        before = psutil.Process(server.pid).memory_info().rss
+        for size in (512, 300, 624, 64):
+            ask(size)
+        time.sleep(REST_S)
+        assert psutil.Process(server.pid).memory_info().rss - before < MOST_HELD_MB * MB
 
 
 @pytest.mark.parametrize("mb_per_hour", [0.0, 360.0])

@@ -34,6 +34,14 @@ class _Choice:
     bytes: int
 
 
+@dataclass(frozen=True)
+class _Check:
+    """Whether a step may run on batches; `asked` is answered with, whatever it looks like."""
+
+    step: Step
+    asked: frozenset[str]
+
+
 class Execution:
     """Computes tensors of one graph; the methods may be called from several threads at once."""
 
@@ -119,7 +127,7 @@ class Execution:
         """
         step = self._choice(layers).fused
         if step is not None:
-            build = partial(self._compile, step, free=False, arena=True)
+            build = partial(self._compile, step, free=False)
             session = self._plans.get((self._owner, step, False), build, "fused")
             session.run({name: feeds[name] for name in session.inputs})
 
@@ -128,47 +136,59 @@ class Execution:
         self._plans.drop(self._owner)
 
     def is_separable(
-        self, layers: tuple[str, ...], image_shape: tuple[int, ...], examples: Callable[[], Examples]
+        self,
+        layers: tuple[str, ...],
+        image_shape: tuple[int, ...],
+        examples: Callable[[], Examples],
+        stop: Stop | None = None,
     ) -> bool:
         """Whether a batch gives bit for bit what its images give alone, without optimisation.
 
         Found out on two examples, alone and as one batch, once a step and image shape: a reshape with
         a constant batch of 1 fails or mixes images.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
         """
-        steps = self._choice(layers).plan.steps
+        checks = [_Check(s, frozenset(layers).intersection(s.makes)) for s in self._choice(layers).plan.steps]
         with self._lock:
-            known = [self._separable.get((step, image_shape)) for step in steps]
+            known = [self._separable.get((check, image_shape)) for check in checks]
         if None not in known or False in known:
             return all(known)
         alone, pair = examples()
-        for step in steps:
-            if not self._is_step_separable(step, image_shape, alone, pair):
+        for check in checks:
+            if not self._passes(check, image_shape, alone, pair, stop):
                 return False
-            alone = [{**values, **self.run_step(step, values)} for values in alone]
-            pair = {**pair, **self.run_step(step, pair, batch=2)}
+            alone = [{**values, **self.run_step(check.step, values, stop=stop)} for values in alone]
+            pair = {**pair, **self.run_step(check.step, pair, batch=2, stop=stop)}
         return True
 
-    def _is_step_separable(self, step: Step, shapes: Hashable, alone: Sequence[Values], pair: Values) -> bool:
+    def _passes(
+        self, check: "_Check", shapes: Hashable, alone: Sequence[Values], pair: Values, stop: Stop | None
+    ) -> bool:
         with self._lock:
-            known = self._separable.get((step, shapes))
+            known = self._separable.get((check, shapes))
         if known is None:
-            known = self._batch_equals_singles(step, alone, pair)
+            known = self._batch_equals_singles(check, alone, pair, stop)
             with self._lock:
-                self._separable[step, shapes] = known
+                self._separable[check, shapes] = known
         return known
 
-    def _batch_equals_singles(self, step: Step, alone: Sequence[Values], pair: Values) -> bool:
+    def _batch_equals_singles(
+        self, check: "_Check", alone: Sequence[Values], pair: Values, stop: Stop | None
+    ) -> bool:
+        step = check.step
         reads = {name: _joined([v[name] for v in alone], pair[name]) for name in step.reads}
         try:
             single, batch = self._exact(step, free=False), self._exact(step, free=True)
-            made = [single.run({name: values[name] for name in step.reads}) for values in alone]
-            together = batch.run(reads)
+            made = [single.run({name: values[name] for name in step.reads}, stop) for values in alone]
+            together = batch.run(reads, stop)
         except ModelFailed:
             return False
         return all(
             np.array_equal(together[name], np.concatenate([m[name] for m in made]), equal_nan=True)
             for name in step.makes
-            if _is_map(together[name])
+            if name in check.asked or _is_map(together[name])
         )
 
     def _choose(self, layers: tuple[str, ...]) -> _Choice:
@@ -183,7 +203,7 @@ class Execution:
             return None
         free = self._frees(step, batch)
         key = (self._owner, step, free)
-        return self._plans.fused(key, partial(self._compile, step, free, arena=True), choice.bytes)
+        return self._plans.fused(key, partial(self._compile, step, free), choice.bytes)
 
     def _session(self, step: Step, free: bool) -> Session:
         return self._plans.get(
@@ -195,10 +215,10 @@ class Execution:
     def _frees(self, step: Step, batch: bool) -> bool:
         return batch and not self._fixed_batch.isdisjoint(step.reads)
 
-    def _compile(self, step: Step, free: bool, arena: bool = False) -> Session:
+    def _compile(self, step: Step, free: bool) -> Session:
         model = self._graph.cut(step.makes, self._given(step), free_batch=free)
         weights = self._bytes_of(step)
-        return self._runtime.compile(model, self._graph.folder, weight_bytes=weights, arena=arena)
+        return self._runtime.compile(model, self._graph.folder, weight_bytes=weights)
 
     def _bytes_of(self, step: Step) -> int:
         """Bytes of the weights that a step holds."""

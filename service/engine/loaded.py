@@ -53,6 +53,8 @@ class LoadedModel:
     ) -> None:
         self._graph = graph
         self._runtime = runtime
+        # On a CPU a batch was measured to cost as much as its images alone or more, and holds all their maps.
+        self._batches = runtime.has_device
         self.manifest = manifest
         self.labels = manifests.read_labels(folder, manifest)
         self.constants = manifests.constants(manifest, graph.inputs)
@@ -151,8 +153,8 @@ class LoadedModel:
     ) -> dict[str, Array]:
         """Compute these layers for a tensor (N, ...) of the first input, and nothing that they do not need.
 
-        Several images run as one batch where that was found to give what single runs give, else one
-        by one; their maps lie along the batch axis. `others` are further inputs' values, before the
+        Several images run one by one, on a device as one batch where that was found to give what single
+        runs give; their maps lie along the batch axis. `others` are further inputs' values, before the
         manifest's constants. A model that takes no images runs once, on tensors as they are.
 
         Raises:
@@ -183,8 +185,8 @@ class LoadedModel:
         shared: dict[int, Asked] = {}
         for i, (tensor, layers) in enumerate(jobs):
             names, shape = _computed(layers), tensor.shape[1:]
-            fits = names and _without_batch(tensor, layers) is None
-            if fits and self._execution.is_separable(names, shape, partial(self._examples, shape)):
+            fits, examples = _without_batch(tensor, layers) is None, partial(self._examples, shape)
+            if names and fits and self._execution.is_separable(names, shape, examples, stop):
                 shared[i] = Asked(self._feeds(tensor), names, len(tensor))
             else:
                 outcomes[i] = self._outcome(tensor, layers, stop)
@@ -273,7 +275,7 @@ class LoadedModel:
         shape = tensor.shape[1:]
         if len(tensor) == 1:
             return self._execution.run(feeds, names, stop=stop)
-        if self._execution.is_separable(names, shape, partial(self._examples, shape)):
+        if self._batches and self._execution.is_separable(names, shape, partial(self._examples, shape), stop):
             return self._execution.run(feeds, names, batch=len(tensor), stop=stop)
         images = [{**feeds, self.first_input: image[None]} for image in tensor]
         singles = [self._execution.run(values, names, stop=stop) for values in images]

@@ -7,6 +7,17 @@ from typing import Any
 
 # Trimming walks the whole heap, some milliseconds; not worth it for less.
 WORTH_TRIMMING_BYTES = 4 << 20
+M_ARENA_MAX = -8  # malloc.h
+
+
+def share_heap() -> None:
+    """Let all threads share one heap (mallopt(3)); to be called before there are several.
+
+    Each thread's own would keep what was freed at its end for ever: some thirty megabytes, which is as much
+    as answers are.
+    """
+    if (libc := _glibc()) is not None:
+        libc.mallopt(M_ARENA_MAX, 1)
 
 
 def release_freed(garbage_bytes: int = WORTH_TRIMMING_BYTES) -> None:

@@ -5,6 +5,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from functools import cached_property
 
 from service.errors import InvalidParameter, LayerNotFound
 from service.values import Layer
@@ -27,6 +28,11 @@ class LayerTable:
         self.by_name = {layer.name: layer for layer in (*inputs, *layers)}
         self.outputs = tuple(name for name in outputs if name in self.by_name)
         self._most_commas = max((name.count(",") for name in self.by_name), default=0)
+
+    @cached_property
+    def largest_bytes(self) -> int:
+        """Bytes of one image's largest map, of those whose shape is known."""
+        return max((layer.bytes_per_image or 0 for layer in self.layers), default=0)
 
     def select(self, words: Iterable[str]) -> tuple[Layer, ...]:
         """The layers that the words mean, each once, in graph order.

@@ -20,10 +20,15 @@ STAGES = ("load", "store", "read", "prepare", "run", "finish")
 
 
 class Pools:
-    """As many threads for each stage; what waits for one is bounded by the places of the admission."""
+    """As many threads for each stage. `after` is called when somebody's work is over.
 
-    def __init__(self, threads: int, admission: Admission) -> None:
+    A thread that goes on with what it began is missing in its own stage until that is done: what was begun
+    ends before more is decoded, so that no pile of decoded images grows before a busy network.
+    """
+
+    def __init__(self, threads: int, admission: Admission, after: Callable[[], None]) -> None:
         self._admission = admission
+        self._after = after
         self._pools = {stage: ThreadPoolExecutor(threads, stage) for stage in STAGES}
         self._slots = {stage: threading.BoundedSemaphore(threads) for stage in STAGES}
         self._waiting = dict.fromkeys(STAGES, 0)
@@ -63,6 +68,11 @@ class Pools:
             if not job.done.done():
                 self._linger(job.done)
             raise
+        finally:
+            # An error's traceback holds this frame, which must not hold the error: a cycle would keep the
+            # request's body until the next full garbage collection.
+            del job
+            self._after()
 
     def _submit(self, stage: str, job: "_Job[Any]") -> None:
         with self._lock:
@@ -72,9 +82,9 @@ class Pools:
 
     def _work(self, stage: str, job: "_Job[Any]", asked: float) -> None:
         """In a thread of the stage: do its part, and go on with the next one's or hand it over."""
-        with self._lock:
-            self._waiting[stage] -= 1
         with self._slots[stage]:
+            with self._lock:
+                self._waiting[stage] -= 1
             job.watch.since("queue", asked)
             following = job.part()
         while following is not None and self._goes_on(following):
@@ -119,6 +129,8 @@ class _Job(Generic[T]):
             self.done.set_result(end.value)
         except BaseException as error:
             self.done.set_exception(error)
+            # As in `Pools.go`.
+            del self
         return None
 
     def abandon(self) -> None:

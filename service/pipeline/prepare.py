@@ -38,6 +38,13 @@ class Ready:
         """How many lie in the tensor; of a model that takes none, whatever it was sent counts as one."""
         return len(self.prepared.tensor) if self.model.image_input else 1
 
+    @property
+    def largest_bytes(self) -> int:
+        """Of the largest map that the network can make of one image."""
+        if self.model.image_input is None:
+            return 0
+        return self.model.layers(sides_of(self.prepared.tensor, self.model)).largest_bytes
+
 
 @dataclass(frozen=True, eq=False)
 class Source:

@@ -49,6 +49,8 @@ class Flights:
                 if not self._waiting[task] and not task.done():
                     self._end(key, task)
                     task.cancel()
+            # An error's traceback holds this frame, which must not hold the error in a cycle.
+            del task
 
     def _end(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         self._waiting.pop(task, None)

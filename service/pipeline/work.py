@@ -14,7 +14,6 @@ import numpy as np
 from service.engine.catalog import Catalog
 from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel
-from service.engine.memory import release_freed
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Stop
 from service.errors import DeadlineExceeded
@@ -51,7 +50,7 @@ class Selected:
 
 
 class Pipeline:
-    """Runs jobs: prepare, run and finish each have threads of their own, so none starves another."""
+    """Runs jobs, each stage in a bounded number of threads and none on the event loop."""
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class Pipeline:
         admission: Admission,
         *,
         runtime: str,
+        give_back: Callable[[], None],
         threads: int,
         map_cache_bytes: int,
         max_batch_pixels: int,
@@ -76,8 +76,9 @@ class Pipeline:
         self._plans = plans
         self._coded = (0, 0)
         self.tallies = Tallies()
+        self._give_back = give_back
         self._resting: asyncio.TimerHandle | None = None
-        self._pools = Pools(threads, admission)
+        self._pools = Pools(threads, admission, self._rest)
         self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
         self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
@@ -229,7 +230,6 @@ class Pipeline:
                         count.images = payload.images
             finally:
                 visit.exit()
-                self._rest()
             visit.add(payload.size)
             if payload.coding:
                 before, after = self._coded
@@ -237,15 +237,16 @@ class Pipeline:
             return payload
 
     def _rest(self) -> None:
-        """When nobody has come for a while, give back what requests have freed."""
-        if not self.admission.requests and self._resting is None:
-            self._resting = asyncio.get_running_loop().call_later(REST_AFTER_S, self._give_back)
+        """Give back what was freed, at a later moment when nobody is worked for and no answer waits."""
+        if self._resting is None:
+            self._resting = asyncio.get_running_loop().call_later(REST_AFTER_S, self._look)
 
-    def _give_back(self) -> None:
+    def _look(self) -> None:
         self._resting = None
-        if not self.admission.requests:
-            task = asyncio.ensure_future(self._pools.run("load", Stopwatch(), release_freed))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self.admission.requests or self.admission.held_bytes:
+            self._rest()
+        else:
+            asyncio.get_running_loop().run_in_executor(None, self._give_back)
 
     async def _answer(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Payload:
         stop = Stop()
@@ -365,9 +366,12 @@ def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | No
 
 
 def _needed_bytes(ready: Ready) -> int:
-    """What a job holds until its answer is there: picture and tensor, the maps, and as much again encoded."""
+    """What a job holds until its answer is there: picture and tensor, the maps, and as much again encoded.
+
+    And what the network holds on the way, for one image after another: two of its largest maps.
+    """
     maps = ready.images * sum(layer.bytes_per_image or 0 for layer in ready.layers)
-    return Source(ready.prepared, ready.pictures).held_bytes + 2 * maps
+    return Source(ready.prepared, ready.pictures).held_bytes + 2 * (maps + ready.largest_bytes)
 
 
 def _held_bytes(value: Source | Array) -> int:

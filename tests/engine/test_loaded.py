@@ -18,7 +18,7 @@ from service.engine.loaded import TABLES_KEPT, LoadedModel, load
 from service.engine.nodes import Network
 from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.plan_cache import FUSE_AFTER, PlanCache
-from service.engine.runner import Runtime, Session
+from service.engine.runner import Runtime, Session, Stop, Stopped
 from service.errors import ModelFailed, ShapeMismatch
 from service.values import MODEL_LIMITS
 from tests.benchmarks.resnet import random_resnet50, relus
@@ -167,6 +167,31 @@ def test_a_fixed_batch_is_freed_only_where_it_gives_what_single_runs_give(
     assert np.array_equal(values, np.concatenate(alone))
     examples = functools.partial(model._examples, (3, 8, 8))
     assert model._execution.is_separable((layer,), (3, 8, 8), examples) is batched
+
+
+@pytest.mark.parametrize("layer", ["features", "best"])
+def test_statistics_over_the_batch_are_found_out_whatever_the_layer_looks_like(
+    tmp_path: Path, layer: str
+) -> None:
+    """ONNX's own default of MeanVarianceNormalization includes the batch; ArgMax gives one integer an image."""
+    node = helper.make_node
+    nodes = [
+        node("MeanVarianceNormalization", ["image"], ["normalised"]),
+        node("GlobalMaxPool", ["normalised"], ["pool"]),
+        node("Flatten", ["pool"], ["features"]),
+        node("ArgMax", ["features"], ["best"], axis=1, keepdims=0),
+    ]
+    model, _ = loaded(put(tmp_path, "m", make(nodes, {"image": ["n", 3, 8, 8]}, ["best"])), "off")
+    examples = functools.partial(model._examples, (3, 8, 8))
+    assert not model._execution.is_separable((layer,), (3, 8, 8), examples)
+
+
+def test_finding_out_whether_a_batch_is_right_ends_when_nobody_waits(tmp_path: Path) -> None:
+    model, _ = loaded(put(tmp_path, "m", reshaping_cnn()), "off")
+    stop = Stop()
+    stop.set()
+    with pytest.raises(Stopped):
+        model._execution.is_separable(("relu",), (3, 8, 8), lambda: model._examples((3, 8, 8)), stop)
 
 
 def gained() -> onnx.ModelProto:
