@@ -173,7 +173,7 @@ def test_a_fixed_batch_is_freed_only_where_it_gives_what_single_runs_give(
 def test_statistics_over_the_batch_are_found_out_whatever_the_layer_looks_like(
     tmp_path: Path, layer: str
 ) -> None:
-    """ONNX's own default of MeanVarianceNormalization includes the batch; ArgMax gives one integer an image."""
+    """MeanVarianceNormalization's default axes include the batch; ArgMax gives one integer an image."""
     node = helper.make_node
     nodes = [
         node("MeanVarianceNormalization", ["image"], ["normalised"]),
