@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
-import onnx
-from onnx import TensorProto
 
 from service.engine.memory import release_freed, share_heap
+from service.engine.protos import hand_on
 from service.errors import ConfigurationError, ModelFailed
 from service.values import TensorSpec
 
@@ -39,7 +38,7 @@ ELEMENT_TYPES = {
 ERRORS_ONLY = 3
 # numpy has no such type, and the runtime neither takes nor gives it as the package ml_dtypes has it.
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-BFLOAT16_ELEMENT = TensorProto.BFLOAT16
+BFLOAT16_ELEMENT = 16  # onnx.TensorProto.BFLOAT16
 # What a session of hardly any weights was measured to take; weights it holds once.
 SESSION_BYTES = 150_000
 # After a run on a larger input the arena gives back what it took: 1 MB are three channels of 300x300.
@@ -167,7 +166,9 @@ class Runtime:
         self.optimization = optimization
         self.provider, self._providers = _providers(provider, fallback, ort.get_available_providers())
         self._device = self.provider if bind or self.provider != "cpu" else None
-        self._nothing = self._session(_nothing(), Path(), self._level("off"), ["CPUExecutionProvider"])
+        self._nothing = self._session(
+            hand_on("given", "same"), Path(), self._level("off"), ["CPUExecutionProvider"]
+        )
 
     @property
     def has_device(self) -> bool:
@@ -188,7 +189,7 @@ class Runtime:
         """Return to the system what the arena and the heap hold and nobody uses; takes some milliseconds."""
         options = ort.RunOptions()
         options.add_run_config_entry(*SHRINK)
-        self._nothing.run(None, {"nothing": np.zeros(1, np.float32)}, options)
+        self._nothing.run(None, {"given": np.zeros(1, np.float32)}, options)
         release_freed()
 
     def compile_exact(self, model: bytes, folder: Path) -> Session:
@@ -225,15 +226,6 @@ class Runtime:
     def _level(optimization: GraphOptimization) -> Any:
         levels = ort.GraphOptimizationLevel
         return levels.ORT_DISABLE_ALL if optimization == "off" else levels.ORT_ENABLE_ALL
-
-
-def _nothing() -> bytes:
-    """A network that hands on one number."""
-    given, told = (onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("nothing", "same"))
-    node = onnx.helper.make_node("Identity", ["nothing"], ["same"])
-    graph = onnx.helper.make_graph([node], "nothing", [given], [told])
-    opset = onnx.helper.make_opsetid("", 17)
-    return bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
 
 
 def held_bytes(weight_bytes: int) -> int:

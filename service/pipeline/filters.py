@@ -31,12 +31,7 @@ def encode_filters(model: LoadedModel, layer: str, kind: str, max_bytes: int) ->
         )
     filters = model.filters(found.name)
     weights: Array = filters.by_channel()
-    if weights.nbytes > max_bytes:
-        raise AnswerTooLarge(
-            f"the filters of {found.name!r} are {weights.nbytes} bytes and at most {max_bytes} are sent",
-            limit=max_bytes,
-            actual=weights.nbytes,
-        )
+    _check_size(found.name, weights, max_bytes)
     if kind in PICTURES:
         if weights.ndim != FLAT:
             raise NotDrawable(
@@ -66,3 +61,12 @@ def encode_filters(model: LoadedModel, layer: str, kind: str, max_bytes: int) ->
         array_format.media_type,
         array_format.extension,
     )
+
+
+def _check_size(layer: str, weights: Array, max_bytes: int) -> None:
+    if weights.nbytes > max_bytes:
+        raise AnswerTooLarge(
+            f"the filters of {layer!r} are {weights.nbytes} bytes and at most {max_bytes} are sent",
+            limit=max_bytes,
+            actual=weights.nbytes,
+        )

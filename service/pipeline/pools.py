@@ -128,9 +128,9 @@ class _Job(Generic[T]):
         except StopIteration as end:
             self.done.set_result(end.value)
         except BaseException as error:
-            self.done.set_exception(error)
-            # As in `Pools.go`.
-            del self
+            # Without this frame, and so without those behind it, which hold the job.
+            behind = error.__traceback__.tb_next if error.__traceback__ else None
+            self.done.set_exception(error.with_traceback(behind))
         return None
 
     def abandon(self) -> None:
