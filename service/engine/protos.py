@@ -134,8 +134,8 @@ def subgraphs(attribute: AttributeProto) -> Iterable[GraphProto]:
 
 def hand_on(given: str, same: str) -> bytes:
     """A serialised network that hands on one number under another name."""
-    values = (onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in (given, same))
+    reads, makes = (onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in (given, same))
     node = onnx.helper.make_node("Identity", [given], [same])
-    graph = onnx.helper.make_graph([node], "hand_on", *([value] for value in values))
+    graph = onnx.helper.make_graph([node], "hand_on", [reads], [makes])
     opset = onnx.helper.make_opsetid("", 17)
-    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
+    return bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
