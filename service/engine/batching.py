@@ -11,8 +11,8 @@ import numpy as np
 
 from service.engine.execution import Execution, Values
 from service.engine.runner import Stop
-from service.errors import ModelFailed
-from service.values import Array, Step
+from service.errors import ModelFailed, ShapeMismatch
+from service.values import Array, Layer, Step
 
 
 @dataclass(eq=False)
@@ -74,3 +74,23 @@ def _stacked(values: Sequence[Array]) -> Array:
 def _rows(images: Sequence[int]) -> Sequence[slice]:
     ends = np.cumsum(images)
     return [slice(int(end) - count, int(end)) for end, count in zip(ends, images, strict=True)]
+
+
+def check_batch(images: int, layers: Sequence[Layer]) -> None:
+    """Refuse several images where the maps of a layer cannot be laid side by side.
+
+    Raises:
+        ShapeMismatch
+    """
+    if (layer := without_batch(images, layers)) is not None:
+        raise ShapeMismatch(
+            f"{images} images were sent, but layer {layer.name!r} has no batch axis to lay "
+            "their maps along: ask for it with one image",
+            limit=1,
+            actual=images,
+        )
+
+
+def without_batch(images: int, layers: Sequence[Layer]) -> Layer | None:
+    """A layer that so many images cannot be asked for at once."""
+    return next((x for x in layers if x.batch_axis is None), None) if images > 1 else None

@@ -10,7 +10,7 @@ import numpy as np
 from cachetools import LRUCache, cached
 
 from service.engine import manifest as manifests
-from service.engine.batching import Asked, run_together
+from service.engine.batching import Asked, check_batch, run_together, without_batch
 from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
@@ -28,7 +28,6 @@ from service.errors import (
     ModelNeedsConstants,
     RequestError,
     ServiceError,
-    ShapeMismatch,
 )
 from service.values import Array, Identity, Layer, Plan, Preprocessing, Step, TensorSpec
 
@@ -167,7 +166,7 @@ class LoadedModel:
         if self.image_input is None:
             values |= self._execution.run(feeds, names, stop=stop)
         elif names:
-            _check_batch(tensor, layers)
+            check_batch(len(tensor), layers)
             values |= self._run(tensor, feeds, names, stop)
         return {layer.name: values[layer.name] for layer in layers}
 
@@ -184,9 +183,8 @@ class LoadedModel:
         outcomes: dict[int, Outcome] = {}
         shared: dict[int, Asked] = {}
         for i, (tensor, layers) in enumerate(jobs):
-            names, shape = _computed(layers), tensor.shape[1:]
-            fits, examples = _without_batch(tensor, layers) is None, partial(self._examples, shape)
-            if names and fits and self._execution.is_separable(names, shape, examples, stop):
+            names, fits = _computed(layers), without_batch(len(tensor), layers) is None
+            if names and fits and self._is_separable(tensor, names, stop):
                 shared[i] = Asked(self._feeds(tensor), names, len(tensor))
             else:
                 outcomes[i] = self._outcome(tensor, layers, stop)
@@ -272,14 +270,17 @@ class LoadedModel:
     def _run(
         self, tensor: Array, feeds: Mapping[str, Array], names: tuple[str, ...], stop: Stop | None
     ) -> Mapping[str, Array]:
-        shape = tensor.shape[1:]
         if len(tensor) == 1:
             return self._execution.run(feeds, names, stop=stop)
-        if self._batches and self._execution.is_separable(names, shape, partial(self._examples, shape), stop):
+        if self._batches and self._is_separable(tensor, names, stop):
             return self._execution.run(feeds, names, batch=len(tensor), stop=stop)
         images = [{**feeds, self.first_input: image[None]} for image in tensor]
         singles = [self._execution.run(values, names, stop=stop) for values in images]
         return {name: np.concatenate([single[name] for single in singles]) for name in names}
+
+    def _is_separable(self, tensor: Array, names: tuple[str, ...], stop: Stop | None) -> bool:
+        shape = tensor.shape[1:]
+        return self._execution.is_separable(names, shape, partial(self._examples, shape), stop)
 
     def _examples(self, image_shape: tuple[int, ...]) -> Examples:
         """Two images of noise."""
@@ -385,18 +386,3 @@ def _sides(spec: TensorSpec) -> tuple[int | None, int | None]:
     assert spec.shape is not None
     first = 2 if spec.layout == "NCHW" else 1
     return spec.shape[first], spec.shape[first + 1]
-
-
-def _check_batch(tensor: Array, layers: Sequence[Layer]) -> None:
-    if (layer := _without_batch(tensor, layers)) is not None:
-        raise ShapeMismatch(
-            f"{len(tensor)} images were sent, but layer {layer.name!r} has no batch axis to lay "
-            "their maps along: ask for it with one image",
-            limit=1,
-            actual=len(tensor),
-        )
-
-
-def _without_batch(tensor: Array, layers: Sequence[Layer]) -> Layer | None:
-    """A layer that several images cannot be asked for at once."""
-    return next((x for x in layers if x.batch_axis is None), None) if len(tensor) > 1 else None

@@ -37,13 +37,7 @@ def encode_filters(model: LoadedModel, layer: str, kind: str, max_bytes: int) ->
             raise NotDrawable(
                 f"the filters of {found.name!r} have {weights.ndim - 2} sides; two can be drawn"
             )
-        colored = filters.reads_image and weights.shape[1] == COLORS
-        # A model fed with BGR has its first plane for blue.
-        shown = weights[:, ::-1] if colored and model.recipe and model.recipe.color == "bgr" else weights
-        body, media_type, extension = draw_filters(
-            shown, colored=colored, format="png" if kind == "png" else "webp"
-        )
-        return Encoded((body,), media_type, extension)
+        return _drawn(model, weights, kind, reads_image=filters.reads_image)
     told = {
         "model": model.identity.name,
         "version": model.identity.version,
@@ -61,6 +55,16 @@ def encode_filters(model: LoadedModel, layer: str, kind: str, max_bytes: int) ->
         array_format.media_type,
         array_format.extension,
     )
+
+
+def _drawn(model: LoadedModel, weights: Array, kind: str, *, reads_image: bool) -> Encoded:
+    colored = reads_image and weights.shape[1] == COLORS
+    # A model fed with BGR has its first plane for blue.
+    shown = weights[:, ::-1] if colored and model.recipe and model.recipe.color == "bgr" else weights
+    body, media_type, extension = draw_filters(
+        shown, colored=colored, format="png" if kind == "png" else "webp"
+    )
+    return Encoded((body,), media_type, extension)
 
 
 def _check_size(layer: str, weights: Array, max_bytes: int) -> None:
