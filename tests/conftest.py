@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -15,6 +16,10 @@ from tests.servers import Server, serving
 
 # Sessions of one process share a thread pool or none does: it has to be there before any of them.
 Runtime()
+
+# How long an example takes says more of who else computes than of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 
