@@ -36,8 +36,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @contextmanager
-def traced(page: Page) -> Iterator[list[float]]:
-    """CPU milliseconds of each task of the page's main thread, known at the end."""
+def traced(page: Page, what: str) -> Iterator[list[float]]:
+    """CPU milliseconds of each task of the page's main thread, known at the end; the clock's are printed."""
     tasks: list[float] = []
     browser = page.context.browser
     assert browser
@@ -48,6 +48,8 @@ def traced(page: Page) -> Iterator[list[float]]:
     mains = {(x["pid"], x["tid"]) for x in names if x["args"]["name"] == "CrRendererMain"}
     whole = [x for x in events if x["name"].endswith("RunTask") and (x["pid"], x["tid"]) in mains]
     tasks += sorted(event.get("tdur", 0) / 1000 for event in whole)
+    longest = max(event.get("dur", 0) / 1000 for event in whole)
+    print(f"{what}: longest task {tasks[-1]:.0f} ms CPU, {longest:.0f} ms by the clock")
 
 
 def scroll_through(page: Page) -> None:
@@ -76,7 +78,10 @@ def test_it_is_soon_there_and_computed_once(opening: Opening, large: Running) ->
     page = opening(url=large.url)
     first = page.evaluate(FIRST_PICTURE)
     rows = page.locator(".row:not(.whole)")
-    with traced(page) as tasks:
+    with traced(page, "loading") as loading:
+        page.reload()
+        page.wait_for_selector("#channel-facts .histogram", state="attached")
+    with traced(page, "unfolding and scrolling") as tasks:
         page.click("#fold-all")
         expect(page.locator("#fold-all")).to_have_text("Fold all")
         scroll_through(page)
@@ -89,9 +94,8 @@ def test_it_is_soon_there_and_computed_once(opening: Opening, large: Running) ->
     until_all_are_shown(page)
     assert large.pipeline.runs == runs
     print(f"first picture {first:.2f} s, {rows.count()} layers, {runs} runs")
-    print(f"longest task {tasks[-1]:.0f} ms CPU")
     assert first < LONGEST_UNTIL_PICTURE_S
-    assert tasks[-1] <= LONGEST_TASK_MS
+    assert max(loading[-1], tasks[-1]) <= LONGEST_TASK_MS
 
 
 def test_two_thousand_channels_are_laid_out_without_a_pause(opening: Opening, large: Running) -> None:
@@ -99,10 +103,9 @@ def test_two_thousand_channels_are_laid_out_without_a_pause(opening: Opening, la
         layers = http.get("/v1/models/resnet50/layers", params={"layers": "stage:-1"}).json()["layers"]
     page = opening(f"layer={layers[0]['name']}", url=large.url)
     expect(page.locator(".tile")).to_have_count(layers[0]["channels"])
-    with traced(page) as tasks:
+    with traced(page, "two thousand channels") as tasks:
         page.select_option("#choice-sort", "mean")
         page.select_option("#choice-tile", "48")
         page.wait_for_timeout(300)
         expect(page.locator(".tile")).to_have_count(layers[0]["channels"])
-    print(f"longest task {tasks[-1]:.0f} ms CPU")
     assert tasks[-1] <= LONGEST_TASK_MS
