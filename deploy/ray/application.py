@@ -86,7 +86,9 @@ class Service:
             await asyncio.sleep(0.05)
 
     async def __del__(self) -> None:
-        await self._lifespan.__aexit__(None, None, None)
+        # One that did not start has none.
+        if (lifespan := getattr(self, "_lifespan", None)) is not None:
+            await lifespan.__aexit__(None, None, None)
 
     async def answer(self, question: Question) -> Answer:
         """What the application answers."""

@@ -30,7 +30,6 @@ def start(folder: str, replicas: int, **queue: int) -> None:
     os.environ |= {"RAY_MIN_REPLICAS": str(replicas), "RAY_MAX_REPLICAS": str(replicas)}
     os.environ |= {
         "FEATUREMAPS_ALLOW_ANONYMOUS": "true",
-        "FEATUREMAPS_ALLOW_ADMIN": "true",
         "FEATUREMAPS_IMAGE_STORE": f"{folder}/images.sqlite3",
     }
     ray.init(
