@@ -1,13 +1,14 @@
 """Train the bundled CIFAR-10 network and write it as an ONNX file.
 
-Stages: load, train, export, evaluate. A part of every step are windows of enlarged images, because
-a network that has seen its images at one size only does not hold at another.
+Stages: load, train, export, evaluate. The first epochs see the images at 32x32, the last ones at
+mixed sizes, because a network trained at one size does not hold at another.
 """
 
 import argparse
 import io
 import os
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,13 +22,37 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-STEM, WIDTHS, BLOCKS, CLASSES = 32, (48, 96, 128), 2, 10
-EPOCHS, BATCH = 50, 256
-PEAK_RATE, WARM_UP, WEIGHT_DECAY, SMOOTHING = 0.4, 0.15, 5e-4, 0.1
-SMALL_SIDE, SMALL_UNTIL = 24, 0.55  # crops of the first part of the training: half the work
-PADDING, ENLARGED, ZOOM = 4, 0.25, (1.4, 2.2)
-SIZES = (32, 48, 64, 96)  # evaluated
+WIDTHS, BLOCKS, CLASSES = (32, 64, 128), 2, 10
+BATCH = {32: 256, 64: 128, 96: 128}
+WEIGHT_DECAY, SMOOTHING, PADDING = 5e-4, 0.05, 4
+NORM_STEPS = 40
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: its length, its rates at both ends, and the share of each size.
+
+    A training step is normalised by the statistics of its own size; in use all sizes share one
+    set. A frozen phase is trained with that set, so that the weights fit it at every size.
+    """
+
+    epochs: float
+    rates: tuple[float, float]
+    share: dict[int, float]  # of the images
+    frozen: bool = False
+
+
+SMALL, MIXED = {32: 1.0}, {32: 0.55, 64: 0.45}
+PHASES = (
+    Phase(3, (0.0, 0.4), SMALL),
+    Phase(9, (0.4, 0.188), SMALL),
+    Phase(1, (0.188, 0.165), {32: 0.75, 64: 0.10, 96: 0.15}),
+    Phase(1.75, (0.1, 0.07), MIXED, frozen=True),
+    Phase(2.8, (0.12, 0.045), MIXED),
+    Phase(1.4, (0.06, 0.008), MIXED),
+    Phase(0.7, (0.01, 0.0), MIXED, frozen=True),
+)
 
 
 class ConvNorm(nn.Module):
@@ -53,7 +78,8 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         nn.init.zeros_(self.bn2.weight)  # each block starts as its shortcut alone
-        self.shortcut = None if stride == 1 else ConvNorm(inputs, outputs, 1, stride)
+        same = inputs == outputs
+        self.shortcut = None if same else ConvNorm(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the two convolutions' result to the input, or to its shortcut."""
@@ -66,12 +92,12 @@ class ResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = ConvNorm(3, STEM, 3, 1)
-        inputs = STEM
+        self.stem = ConvNorm(3, WIDTHS[0], 3, 1)
+        inputs = WIDTHS[0]
         for stage, width in enumerate(WIDTHS, 1):
             blocks = nn.Sequential()
             for block in range(1, BLOCKS + 1):
-                blocks.add_module(f"block{block}", Block(inputs, width, 1 + (block == 1)))
+                blocks.add_module(f"block{block}", Block(inputs, width, 1 + (width != inputs)))
                 inputs = width
             self.add_module(f"stage{stage}", blocks)
         self.logits = nn.Linear(inputs, CLASSES)
@@ -93,35 +119,54 @@ def load(data: Path, split: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(images)), torch.from_numpy(labels)
 
 
-def to_input(pixels: Tensor) -> Tensor:
-    """Normalise uint8 NHWC pixels to float NCHW."""
+def to_input(pixels: Tensor, size: int) -> Tensor:
+    """Normalise uint8 NHWC pixels to float NCHW and enlarge them to size x size."""
     x = pixels.permute(0, 3, 1, 2).float().div(255)
-    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    if size != x.shape[-1]:
+        x = functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
-def augment(x: Tensor, side: int) -> Tensor:
-    """Cut a window of side x side out of each image, by an offset, a coin and a zoom of its own.
-
-    Most windows keep the scale and move by whole pixels, up to PADDING beyond the mirrored edge;
-    the share ENLARGED is bilinearly enlarged and stays inside.
-    """
-    count, size = len(x), x.shape[-1]
-    enlarged = torch.rand(count, 1) < ENLARGED
-    zoom = torch.where(enlarged, torch.empty(count, 1).uniform_(*ZOOM), 1.0)
-    room = (size - side / zoom) / 2 + torch.where(enlarged, 0.0, PADDING)
-    shift = torch.empty(count, 2).uniform_(-1, 1) * room.clamp(min=0)
-    shift = torch.where(enlarged, shift, shift.round())
-    flip = torch.where(torch.rand(count, 1) < 0.5, -1.0, 1.0)
-    affine = torch.zeros(count, 2, 3)  # in halves of the image's side, as affine_grid wants it
-    affine[:, 0, :1], affine[:, 1, 1:2] = flip * side / (zoom * size), side / (zoom * size)
-    affine[:, :, 2] = shift / (size / 2)
-    grid = functional.affine_grid(affine, [count, 3, side, side], align_corners=False)
-    return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+def augment(padded: Tensor, chosen: Tensor) -> Tensor:
+    """Crop and flip each chosen image by an offset and a coin of its own."""
+    count, side = len(chosen), padded.shape[1] - 2 * PADDING
+    offset = torch.randint(0, 2 * PADDING + 1, (2, count, 1))
+    line = torch.arange(side).expand(count, side)
+    column = torch.where(torch.rand(count, 1) < 0.5, line, side - 1 - line)
+    rows, columns = line + offset[0], column + offset[1]
+    return padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def rate_at(progress: float) -> float:
-    """The learning rate: up in a line, then down to nothing."""
-    return PEAK_RATE * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
+class Sampler:
+    """Draws steps of one size from the images, each image once before any comes again."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        planes = images.permute(0, 3, 1, 2).float()
+        planes = functional.pad(planes, [PADDING] * 4, mode="reflect")
+        self.padded = planes.byte().permute(0, 2, 3, 1).contiguous()
+        self.labels = labels
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, share: dict[int, float]) -> tuple[Tensor, Tensor]:
+        """The input and the labels of a step whose size is drawn by its share of the images."""
+        # A share of the images becomes a share of the steps when divided by a step's images.
+        weight = torch.tensor([part / BATCH[size] for size, part in share.items()])
+        size = list(share)[int(torch.multinomial(weight, 1))]
+        if len(self.order) < BATCH[size]:
+            self.order = torch.randperm(len(self.labels))
+        chosen, self.order = self.order[: BATCH[size]], self.order[BATCH[size] :]
+        return to_input(augment(self.padded, chosen), size), self.labels[chosen]
+
+
+def phase_at(position: float) -> tuple[Phase, float]:
+    """The phase and the rate at a position in epochs."""
+    for phase in PHASES:
+        if position < phase.epochs:
+            break
+        position -= phase.epochs
+    first, last = phase.rates
+    return phase, first + (last - first) * min(1.0, position / phase.epochs)
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.SGD:
@@ -130,39 +175,62 @@ def make_optimizer(model: nn.Module) -> torch.optim.SGD:
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in model.parameters() if p.ndim == 1]},
     ]
-    return torch.optim.SGD(groups, lr=PEAK_RATE, momentum=0.9, nesterov=True)
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
 
-def step(model: ResNet, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> float:
-    """One optimisation step; the loss."""
+def step(model: ResNet, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, longest: float) -> float:
+    """One optimisation step with a gradient no longer than given; the loss."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(x.contiguous(memory_format=torch.channels_last)).float()
+        logits = model(x).float()
     loss = functional.cross_entropy(logits, y, label_smoothing=SMOOTHING)
     optimizer.zero_grad()
     loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), longest)
     optimizer.step()
     return loss.item()
 
 
-def train(model: ResNet, pixels: Tensor, labels: Tensor, epochs: int, checkpoint: Path) -> None:
-    """Train for some epochs, from the checkpoint if there is one."""
-    optimizer, images, first = make_optimizer(model), to_input(pixels), 0
+def set_norms(model: ResNet, sampler: Sampler, phase: Phase) -> None:
+    """Let BatchNorm follow each step, or for a frozen phase measure one set of statistics."""
+    model.train()
+    if not phase.frozen:
+        return
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the steps
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(NORM_STEPS):
+            model(sampler.draw(phase.share)[0])
+    for norm in norms:
+        norm.eval()
+
+
+def train(model: ResNet, sampler: Sampler, epochs: float, checkpoint: Path) -> None:
+    """Train by the phases, stretched to some epochs, from the checkpoint if there is one."""
+    optimizer, seen, phase = make_optimizer(model), 0, None
     if checkpoint.exists():
-        weights, momenta, first = torch.load(checkpoint)
+        weights, momenta, seen = torch.load(checkpoint)
         model.load_state_dict(weights)
         optimizer.load_state_dict(momenta)
-        torch.manual_seed(first)  # else the first epochs' orders would come again
-    steps, started = len(labels) // BATCH, time.monotonic()
-    for epoch in range(first, epochs):
-        side = SMALL_SIDE if epoch < SMALL_UNTIL * epochs else images.shape[-1]
-        losses = []
-        for at, chosen in enumerate(torch.randperm(len(labels))[: steps * BATCH].split(BATCH)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at((epoch + at / steps) / epochs)
-            losses.append(step(model, optimizer, augment(images[chosen], side), labels[chosen]))
-        torch.save((model.state_dict(), optimizer.state_dict(), epoch + 1), checkpoint)
-        print(f"epoch {epoch + 1} of {epochs}: side {side}, loss {np.mean(losses):.4f}, ", end="")
-        print(f"{time.monotonic() - started:.0f} s", flush=True)
+        torch.manual_seed(seen)  # else the first images' order would come again
+    stretch, count = sum(phase.epochs for phase in PHASES) / epochs, len(sampler.labels)
+    started, losses = time.monotonic(), []
+    while seen < epochs * count:
+        now, rate = phase_at(seen / count * stretch)
+        if now is not phase:
+            phase = now
+            set_norms(model, sampler, phase)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        x, y = sampler.draw(phase.share)
+        losses.append(step(model, optimizer, x, y, longest=1.0 if phase.frozen else 100.0))
+        seen += len(y)
+        if seen // count > (seen - len(y)) // count:
+            torch.save((model.state_dict(), optimizer.state_dict(), seen), checkpoint)
+            print(f"epoch {seen // count} of {epochs:.4g}: rate {rate:.3f}, ", end="")
+            print(f"loss {np.mean(losses):.4f}, {time.monotonic() - started:.0f} s", flush=True)
+            losses.clear()
 
 
 def top1(session: onnxruntime.InferenceSession, pixels: Tensor, labels: Tensor, size: int) -> float:
@@ -180,8 +248,8 @@ def top1(session: onnxruntime.InferenceSession, pixels: Tensor, labels: Tensor, 
 def evaluate(model: ResNet, path: Path, images: Tensor, labels: Tensor) -> None:
     """Compare the file with PyTorch, and print its top-1 at each size."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for size in SIZES:
-        x = functional.interpolate(to_input(images[:16]), size=(size, size), mode="bilinear")
+    for size in BATCH:
+        x = to_input(images[:16], size).contiguous()
         (actual,) = session.run(None, {"image": x.numpy()})
         np.testing.assert_allclose(actual, model(x).detach().numpy(), atol=1e-4)
         print(f"top-1 at {size}x{size}: {top1(session, images, labels, size):.4f}", flush=True)
@@ -191,13 +259,14 @@ def main() -> None:
     """Run the four stages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an .npz of JPEGs")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--epochs", type=float, default=sum(phase.epochs for phase in PHASES))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "1" / "model.onnx")
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
     options = parser.parse_args()
     torch.manual_seed(0)
     model = ResNet().to(memory_format=torch.channels_last)
-    train(model, *load(options.data, "train"), options.epochs, options.checkpoint)
+    images, labels = load(options.data, "train")
+    train(model, Sampler(images, labels), options.epochs, options.checkpoint)
     export(model.eval().state_dict(), len(WIDTHS), BLOCKS, options.output)
     evaluate(model, options.output, *load(options.data, "test"))
 
