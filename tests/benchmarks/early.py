@@ -110,7 +110,7 @@ def measure(folder: Path, position: int = 1) -> dict[str, float]:
             alone = _Client(f"127.0.0.1:{int(http_only.stdout.readline())}", http_only.pid, "/")
             served = _Client(server.url.removeprefix("http://"), server.pid, path)
             rows = [(*_ask(peer), *served.answers(), *alone.answers()) for _ in range(ROUNDS + 1)]
-            http_only.terminate()
+            http_only.kill()  # It would wait for the connection that is kept.
     return _summary(rows[1:])
 
 
