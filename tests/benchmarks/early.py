@@ -93,7 +93,10 @@ def static(size: int) -> None:
 
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
-    config = uvicorn.Config(app, log_config=None, access_log=False, loop="uvloop", http="httptools")
+    # The connection is kept while the others have their turns.
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, loop="uvloop", http="httptools", timeout_keep_alive=75
+    )
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -110,7 +113,6 @@ def measure(folder: Path, position: int = 1) -> dict[str, float]:
             alone = _Client(f"127.0.0.1:{int(http_only.stdout.readline())}", http_only.pid, "/")
             served = _Client(server.url.removeprefix("http://"), server.pid, path)
             rows = [(*_ask(peer), *served.answers(), *alone.answers()) for _ in range(ROUNDS + 1)]
-            http_only.kill()  # It would wait for the connection that is kept.
     return _summary(rows[1:])
 
 
@@ -122,9 +124,7 @@ def _helper(*words: object) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            if process.stdin:
-                process.stdin.close()
-            process.wait(30)
+            process.kill()
 
 
 def _ask(peer: subprocess.Popen[str]) -> tuple[float, float, int]:
