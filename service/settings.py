@@ -181,11 +181,12 @@ def read_settings(options: Mapping[str, Any], environ: Mapping[str, str]) -> Set
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    # Misspelt KEYS would let everybody in without a word.
+    if ":" in environ.get(KEY_VARIABLE, ""):
+        raise ConfigurationError(f"{KEY_VARIABLE} is what a client sends; {PREFIX}KEYS are those let in")
     values = {}
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable in (CONFIG_VARIABLE, KEY_VARIABLE):
-            if variable == KEY_VARIABLE and ":" in environ[variable]:
-                raise ConfigurationError(f"{variable} is what a client sends; {PREFIX}KEYS are those let in")
             continue
         if _is_service_link(variable, environ[variable]):
             continue

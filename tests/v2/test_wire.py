@@ -279,10 +279,13 @@ MALFORMED: dict[str, tuple[bytes, dict[str, str]]] = {
     ),
     "a gzip bomb": (gzip.compress(bytes(200 << 20)), {"Content-Encoding": "gzip"}),
     "a deflate bomb": (zlib.compress(bytes(200 << 20)), {"Content-Encoding": "deflate"}),
-    "a hundred thousand parameters": (
-        asked(SMALL, shape=[1, 3, 2, 2], parameters={str(number): None for number in range(100_000)}),
-        {},
-    ),
+    **{
+        f"{count} parameters": (
+            asked(SMALL, shape=[1, 3, 2, 2], parameters={str(number): None for number in range(count)}),
+            {},
+        )
+        for count in (60_000, 100_000)
+    },
     "parameters of many inputs": (
         json.dumps({"inputs": [{"parameters": {str(n): None for n in range(60)}}] * 1000}).encode(),
         {},
