@@ -45,6 +45,8 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         fallback=settings.provider_fallback,
         optimization=settings.graph_optimization,
         threads=settings.network_threads,
+        tf32=settings.tf32,
+        batch_pixels=settings.max_batch_pixels,
     )
     plans = PlanCache(settings.plan_cache_bytes // workers)
     threads = settings.threads or len(os.sched_getaffinity(0))

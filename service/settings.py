@@ -56,6 +56,11 @@ class Settings(BaseModel):
     )
     provider: Literal["cpu", "cuda", "auto"] = Field("cpu", description="Execution provider")
     provider_fallback: bool = Field(False, description="Run on the CPU where provider cuda is not to be had")
+    tf32: bool = Field(
+        False,
+        description="Let CUDA round what convolutions multiply to TF32: twice as fast, exact to 0.002 "
+        "of a layer's largest value",
+    )
     workers: int = Field(
         1,
         ge=1,

@@ -180,14 +180,6 @@ class Plan:
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """A layer's value, axes and layout of the graph, batch axis included."""
-
-    layer: Layer
-    values: Array
-
-
 @dataclass(frozen=True)
 class Window:
     """Which cells of a layer's grid a map holds: rows `y` to `y + height`, columns `x` to `x + width`."""
@@ -226,6 +218,18 @@ class Reduction:
     pool: Pool = "none"
     grid: tuple[int, int] | None = None
     dtype: DtypeChoice = "native"
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A layer's value, axes and layout of the graph, batch axis included.
+
+    `done` is what of a reduction was done to it already.
+    """
+
+    layer: Layer
+    values: Array
+    done: Reduction = Reduction()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """Train the bundled CIFAR-10 network and write it as an ONNX file.
 
-Stages: load, train, export, evaluate. The first epochs see the images at 32x32, the last ones at
-mixed sizes, because a network trained at one size does not hold at another.
+Stages: load, train, export, evaluate. Each step sees images of several sizes, because a network
+trained at one size does not hold at another; on a GPU it takes minutes, on two cores a night.
 """
 
 import argparse
 import io
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,36 +24,64 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WIDTHS, BLOCKS, CLASSES = (32, 64, 128), 2, 10
-BATCH = {32: 256, 64: 128, 96: 128}
-WEIGHT_DECAY, SMOOTHING, PADDING = 5e-4, 0.05, 4
-NORM_STEPS = 40
+WARM_UP, WEIGHT_DECAY, SMOOTHING, PADDING = 0.15, 5e-4, 0.1, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+Parts = list[Tensor]  # one tensor a size
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: its length, its rates at both ends, and the share of each size.
+    """A part of the training: its length, its highest rate, and how many images of each size a step has."""
 
-    A training step is normalised by the statistics of its own size; in use all sizes share one
-    set. A frozen phase is trained with that set, so that the weights fit it at every size.
-    """
+    epochs: int
+    peak_rate: float
+    images: Mapping[int, int]
 
-    epochs: float
-    rates: tuple[float, float]
-    share: dict[int, float]  # of the images
-    frozen: bool = False
+    @property
+    def step_images(self) -> int:
+        """Images of a step, all sizes together."""
+        return sum(self.images.values())
 
 
-SMALL, MIXED = {32: 1.0}, {32: 0.55, 64: 0.45}
 PHASES = (
-    Phase(3, (0.0, 0.4), SMALL),
-    Phase(9, (0.4, 0.188), SMALL),
-    Phase(1, (0.188, 0.165), {32: 0.75, 64: 0.10, 96: 0.15}),
-    Phase(1.75, (0.1, 0.07), MIXED, frozen=True),
-    Phase(2.8, (0.12, 0.045), MIXED),
-    Phase(1.4, (0.06, 0.008), MIXED),
-    Phase(0.7, (0.01, 0.0), MIXED, frozen=True),
+    Phase(70, 0.4, {32: 224, 64: 128, 96: 32}),
+    Phase(100, 0.25, {32: 352, 64: 56, 96: 8}),
 )
+
+
+class Conv(nn.Conv2d):
+    """A convolution of each size's images."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+
+    def forward(self, parts: Parts) -> Parts:
+        """Convolve."""
+        return [super(Conv, self).forward(x) for x in parts]
+
+
+class Norm(nn.BatchNorm2d):
+    """BatchNorm with one set of statistics for all sizes, in training as in use."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.01)
+
+    def forward(self, parts: Parts) -> Parts:
+        """Normalise by the statistics of all images, each counting the same whatever its size."""
+        mean, var = self._measure(parts) if self.training else (self.running_mean, self.running_var)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        return [(x * scale[:, None, None] + shift[:, None, None]).to(x.dtype) for x in parts]
+
+    def _measure(self, parts: Parts) -> tuple[Tensor, Tensor]:
+        count = sum(map(len, parts))
+        mean = sum(x.float().mean(dim=(0, 2, 3)) * (len(x) / count) for x in parts)
+        square = sum(x.float().square().mean(dim=(0, 2, 3)) * (len(x) / count) for x in parts)
+        var = square - mean.square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        return mean, var
 
 
 class ConvNorm(nn.Module):
@@ -60,12 +89,12 @@ class ConvNorm(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(outputs)
+        self.conv = Conv(inputs, outputs, kernel, stride)
+        self.bn = Norm(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, parts: Parts) -> Parts:
         """Convolve, then normalise."""
-        return self.bn(self.conv(x))
+        return self.bn(self.conv(parts))
 
 
 class Block(nn.Module):
@@ -73,18 +102,24 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv1 = Conv(inputs, outputs, 3, stride)
+        self.bn1 = Norm(outputs)
+        self.conv2 = Conv(outputs, outputs, 3, 1)
+        self.bn2 = Norm(outputs)
         nn.init.zeros_(self.bn2.weight)  # each block starts as its shortcut alone
         same = inputs == outputs
         self.shortcut = None if same else ConvNorm(inputs, outputs, 1, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, parts: Parts) -> Parts:
         """Add the two convolutions' result to the input, or to its shortcut."""
-        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        return functional.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        made = self.bn2(self.conv2(rectified(self.bn1(self.conv1(parts)))))
+        beside = parts if self.shortcut is None else self.shortcut(parts)
+        return rectified([y + x for y, x in zip(made, beside, strict=True)])
+
+
+def rectified(parts: Parts) -> Parts:
+    """Each tensor's ReLU."""
+    return [functional.relu(x) for x in parts]
 
 
 class ResNet(nn.Module):
@@ -102,10 +137,10 @@ class ResNet(nn.Module):
             self.add_module(f"stage{stage}", blocks)
         self.logits = nn.Linear(inputs, CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (n, 10) of images (n, 3, height, width)."""
-        x = self.stage3(self.stage2(self.stage1(functional.relu(self.stem(x)))))
-        return self.logits(x.mean(dim=(2, 3)))
+    def forward(self, parts: Parts) -> Tensor:
+        """Logits (n, 10) of all images, size after size, each size (n, 3, height, width)."""
+        parts = self.stage3(self.stage2(self.stage1(rectified(self.stem(parts)))))
+        return self.logits(torch.cat([x.mean(dim=(2, 3)) for x in parts]))
 
 
 def load(data: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -122,7 +157,8 @@ def load(data: Path, split: str) -> tuple[Tensor, Tensor]:
 def to_input(pixels: Tensor, size: int) -> Tensor:
     """Normalise uint8 NHWC pixels to float NCHW and enlarge them to size x size."""
     x = pixels.permute(0, 3, 1, 2).float().div(255)
-    x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(each, device=x.device).view(3, 1, 1) for each in (MEAN, STD))
+    x = (x - mean) / std
     if size != x.shape[-1]:
         x = functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
     return x.contiguous(memory_format=torch.channels_last)
@@ -130,43 +166,38 @@ def to_input(pixels: Tensor, size: int) -> Tensor:
 
 def augment(padded: Tensor, chosen: Tensor) -> Tensor:
     """Crop and flip each chosen image by an offset and a coin of its own."""
-    count, side = len(chosen), padded.shape[1] - 2 * PADDING
-    offset = torch.randint(0, 2 * PADDING + 1, (2, count, 1))
-    line = torch.arange(side).expand(count, side)
-    column = torch.where(torch.rand(count, 1) < 0.5, line, side - 1 - line)
+    count, side, where = len(chosen), padded.shape[1] - 2 * PADDING, padded.device
+    offset = torch.randint(0, 2 * PADDING + 1, (2, count, 1), device=where)
+    line = torch.arange(side, device=where).expand(count, side)
+    column = torch.where(torch.rand(count, 1, device=where) < 0.5, line, side - 1 - line)
     rows, columns = line + offset[0], column + offset[1]
     return padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 class Sampler:
-    """Draws steps of one size from the images, each image once before any comes again."""
+    """Draws steps from the images, each image once before any comes again."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, device: torch.device) -> None:
         planes = images.permute(0, 3, 1, 2).float()
         planes = functional.pad(planes, [PADDING] * 4, mode="reflect")
-        self.padded = planes.byte().permute(0, 2, 3, 1).contiguous()
-        self.labels = labels
-        self.order = torch.empty(0, dtype=torch.int64)
+        self.padded = planes.byte().permute(0, 2, 3, 1).contiguous().to(device)
+        self.labels = labels.to(device)
+        self.order = torch.empty(0, dtype=torch.int64, device=device)
 
-    def draw(self, share: dict[int, float]) -> tuple[Tensor, Tensor]:
-        """The input and the labels of a step whose size is drawn by its share of the images."""
-        # A share of the images becomes a share of the steps when divided by a step's images.
-        weight = torch.tensor([part / BATCH[size] for size, part in share.items()])
-        size = list(share)[int(torch.multinomial(weight, 1))]
-        if len(self.order) < BATCH[size]:
-            self.order = torch.randperm(len(self.labels))
-        chosen, self.order = self.order[: BATCH[size]], self.order[BATCH[size] :]
-        return to_input(augment(self.padded, chosen), size), self.labels[chosen]
+    def draw(self, images: Mapping[int, int]) -> tuple[Parts, Tensor]:
+        """The inputs and the labels of a step with so many images of each size."""
+        count = sum(images.values())
+        if len(self.order) < count:
+            self.order = torch.randperm(len(self.labels), device=self.labels.device)
+        chosen, self.order = self.order[:count], self.order[count:]
+        crops = augment(self.padded, chosen).split(list(images.values()))
+        parts = [to_input(crop, size) for crop, size in zip(crops, images, strict=True)]
+        return parts, self.labels[chosen]
 
 
-def phase_at(position: float) -> tuple[Phase, float]:
-    """The phase and the rate at a position in epochs."""
-    for phase in PHASES:
-        if position < phase.epochs:
-            break
-        position -= phase.epochs
-    first, last = phase.rates
-    return phase, first + (last - first) * min(1.0, position / phase.epochs)
+def rate_at(progress: float) -> float:
+    """The share of the highest rate at a share of a phase: up in a line, then down to nothing."""
+    return min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.SGD:
@@ -178,58 +209,25 @@ def make_optimizer(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
 
 
-def step(model: ResNet, optimizer: torch.optim.SGD, x: Tensor, y: Tensor, longest: float) -> float:
-    """One optimisation step with a gradient no longer than given; the loss."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(x).float()
-    loss = functional.cross_entropy(logits, y, label_smoothing=SMOOTHING)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), longest)
-    optimizer.step()
-    return loss.item()
-
-
-def set_norms(model: ResNet, sampler: Sampler, phase: Phase) -> None:
-    """Let BatchNorm follow each step, or for a frozen phase measure one set of statistics."""
-    model.train()
-    if not phase.frozen:
-        return
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the steps
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        for _ in range(NORM_STEPS):
-            model(sampler.draw(phase.share)[0])
-    for norm in norms:
-        norm.eval()
-
-
-def train(model: ResNet, sampler: Sampler, epochs: float, checkpoint: Path) -> None:
-    """Train by the phases, stretched to some epochs, from the checkpoint if there is one."""
-    optimizer, seen, phase = make_optimizer(model), 0, None
-    if checkpoint.exists():
-        weights, momenta, seen = torch.load(checkpoint)
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(momenta)
-        torch.manual_seed(seen)  # else the first images' order would come again
-    stretch, count = sum(phase.epochs for phase in PHASES) / epochs, len(sampler.labels)
-    started, losses = time.monotonic(), []
-    while seen < epochs * count:
-        now, rate = phase_at(seen / count * stretch)
-        if now is not phase:
-            phase = now
-            set_norms(model, sampler, phase)
+def train(model: nn.Module, sampler: Sampler, phase: Phase) -> None:
+    """Train for one phase."""
+    optimizer, device = make_optimizer(model), sampler.labels.device
+    epoch = len(sampler.labels) // phase.step_images
+    steps, started, losses = phase.epochs * epoch, time.monotonic(), []
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        x, y = sampler.draw(phase.share)
-        losses.append(step(model, optimizer, x, y, longest=1.0 if phase.frozen else 100.0))
-        seen += len(y)
-        if seen // count > (seen - len(y)) // count:
-            torch.save((model.state_dict(), optimizer.state_dict(), seen), checkpoint)
-            print(f"epoch {seen // count} of {epochs:.4g}: rate {rate:.3f}, ", end="")
-            print(f"loss {np.mean(losses):.4f}, {time.monotonic() - started:.0f} s", flush=True)
+            group["lr"] = phase.peak_rate * rate_at(step / steps)
+        parts, labels = sampler.draw(phase.images)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(parts).float()
+        loss = functional.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        if (step + 1) % epoch == 0:
+            told, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
+            print(f"epoch {(step + 1) // epoch} of {phase.epochs}: loss {told:.4f}, {seconds:.0f} s", flush=True)
             losses.clear()
 
 
@@ -248,10 +246,10 @@ def top1(session: onnxruntime.InferenceSession, pixels: Tensor, labels: Tensor, 
 def evaluate(model: ResNet, path: Path, images: Tensor, labels: Tensor) -> None:
     """Compare the file with PyTorch, and print its top-1 at each size."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for size in BATCH:
+    for size in PHASES[-1].images:
         x = to_input(images[:16], size).contiguous()
         (actual,) = session.run(None, {"image": x.numpy()})
-        np.testing.assert_allclose(actual, model(x).detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(actual, model([x]).detach().numpy(), atol=1e-4)
         print(f"top-1 at {size}x{size}: {top1(session, images, labels, size):.4f}", flush=True)
 
 
@@ -259,15 +257,18 @@ def main() -> None:
     """Run the four stages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an .npz of JPEGs")
-    parser.add_argument("--epochs", type=float, default=sum(phase.epochs for phase in PHASES))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "1" / "model.onnx")
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoint.pt"))
+    parser.add_argument("--compile", action="store_true", help="by torch.compile: worth it on a GPU")
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = ResNet().to(memory_format=torch.channels_last)
-    images, labels = load(options.data, "train")
-    train(model, Sampler(images, labels), options.epochs, options.checkpoint)
-    export(model.eval().state_dict(), len(WIDTHS), BLOCKS, options.output)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = ResNet().to(device, memory_format=torch.channels_last)
+    sampler = Sampler(*load(options.data, "train"), device)
+    fast = torch.compile(model) if options.compile else model
+    for phase in PHASES:
+        train(fast, sampler, phase)
+    model = model.cpu().eval()
+    export(model.state_dict(), len(WIDTHS), BLOCKS, options.output)
     evaluate(model, options.output, *load(options.data, "test"))
 
 

@@ -8,16 +8,17 @@ from functools import lru_cache, partial
 import numpy as np
 from cachetools import LRUCache
 
+from service.engine.device import Device
 from service.engine.graph import Graph
 from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache
-from service.engine.runner import Runtime, Session, Stop
+from service.engine.runner import Runtime, Session, Stop, Value
 from service.engine.segments import Segments, find_ends
 from service.errors import ModelFailed
 from service.values import Array, Plan, Step, TensorSpec
 
 SEPARABLE_KEPT, CHOICES_KEPT = 1024, 1024
-Values = Mapping[str, Array]
+Values = Mapping[str, Value]
 # Two images' inputs alone, and both as one batch.
 Examples = tuple[Sequence[Values], Values]
 
@@ -51,6 +52,7 @@ class Execution:
         self._graph = graph
         self._tensors = network.tensors
         self._runtime = runtime
+        self.device = Device(runtime)
         self._plans = plans
         self._owner = owner
         self._fixed_batch = {s.name for s in graph.inputs if s.shape and s.shape[0] is not None}
@@ -65,21 +67,26 @@ class Execution:
         return self._segments.plan(layers, known)
 
     def run(
-        self, values: Values, layers: tuple[str, ...], *, batch: int = 1, stop: Stop | None = None
+        self,
+        values: Values,
+        layers: tuple[str, ...],
+        *,
+        stop: Stop | None = None,
+        stay: Container[str] = (),
     ) -> Values:
-        """Compute layers from the inputs; a batch has to be separable.
+        """Compute layers of one image from the inputs; those in `stay` stay on the device.
 
         Raises:
             ModelFailed: the runtime could not.
             Stopped: `stop` was set meanwhile.
         """
         choice = self._choice(layers)
-        if (session := self._fused(choice, batch > 1)) is not None:
-            return session.run({name: values[name] for name in session.inputs}, stop)
+        if (session := self._fused(choice, values)) is not None:
+            return session.run({name: values[name] for name in session.inputs}, stop, stay=stay)
         steps, found = choice.plan.steps, dict(values)
         for index, step in enumerate(steps):
-            stay = set(step.makes).difference(layers)
-            found |= self.run_step(step, found, batch=batch, stop=stop, stay=stay)
+            remain = {name for name in step.makes if name in stay or name not in layers}
+            found |= self.run_step(step, found, stop=stop, stay=remain)
             later = set(layers).union(*(step.reads for step in steps[index + 1 :]))
             found = {name: value for name, value in found.items() if name in later}
         return found
@@ -98,8 +105,8 @@ class Execution:
         Raises:
             ModelFailed, Stopped
         """
-        session = self._session(step, self._frees(step, batch > 1))
-        return session.run({name: values[name] for name in step.reads}, stop, stay=stay)
+        reads = {name: values[name] for name in step.reads}
+        return self._session(step, self._frees(step, batch > 1), reads).run(reads, stop, stay=stay)
 
     def in_order(self, steps: Iterable[Step]) -> list[Step]:
         """Steps of several plans, each after those that it reads from."""
@@ -117,7 +124,7 @@ class Execution:
             ModelFailed: an operator is unknown or the graph is not valid.
         """
         for step in self._choice(layers).plan.steps:
-            self._session(step, free=False)
+            self._session(step, free=False, reads={})
 
     def fuse(self, layers: tuple[str, ...], feeds: Values) -> None:
         """Compile the session from the input to these layers now, and run it once.
@@ -128,7 +135,7 @@ class Execution:
         step = self._choice(layers).fused
         if step is not None:
             build = partial(self._compile, step, free=False)
-            session = self._plans.get((self._owner, step, False), build, "fused")
+            session = self._plans.get(self._key(step, False, feeds), build, "fused")
             session.run({name: feeds[name] for name in session.inputs})
 
     def release(self) -> None:
@@ -157,41 +164,31 @@ class Execution:
             return all(known)
         alone, pair = examples()
         for check in checks:
-            if not self._passes(check, image_shape, alone, pair, stop):
+            try:
+                made, together = self._tried(check.step, alone, pair, stop)
+                passes = _batch_equals_singles(check, made, together)
+            except ModelFailed:
+                passes = False
+            with self._lock:
+                self._separable[check, image_shape] = passes
+            if not passes:
                 return False
-            alone = [{**values, **self.run_step(check.step, values, stop=stop)} for values in alone]
-            pair = {**pair, **self.run_step(check.step, pair, batch=2, stop=stop)}
+            alone = [{**values, **more} for values, more in zip(alone, made, strict=True)]
+            pair = {**pair, **together}
         return True
 
-    def _passes(
-        self, check: "_Check", shapes: Hashable, alone: Sequence[Values], pair: Values, stop: Stop | None
-    ) -> bool:
-        with self._lock:
-            known = self._separable.get((check, shapes))
-        if known is None:
-            known = self._batch_equals_singles(check, alone, pair, stop)
-            with self._lock:
-                self._separable[check, shapes] = known
-        return known
+    def _tried(
+        self, step: Step, alone: Sequence[Values], pair: Values, stop: Stop | None
+    ) -> tuple[Sequence[Values], Values]:
+        """What a step makes of two images alone, and of both as one batch, without optimisation.
 
-    def _batch_equals_singles(
-        self, check: "_Check", alone: Sequence[Values], pair: Values, stop: Stop | None
-    ) -> bool:
-        step = check.step
+        Raises:
+            ModelFailed, Stopped
+        """
         reads = {name: _joined([v[name] for v in alone], pair[name]) for name in step.reads}
-        try:
-            single, batch = self._exact(step, free=False), self._exact(step, free=True)
-            made = [single.run({name: values[name] for name in step.reads}, stop) for values in alone]
-            together = batch.run(reads, stop)
-        except ModelFailed:
-            return False
-        if not all(_is_map(together[name]) for name in check.asked):
-            return False  # One index an image can be equal by chance.
-        return all(
-            np.array_equal(together[name], np.concatenate([m[name] for m in made]), equal_nan=True)
-            for name in step.makes
-            if _is_map(together[name])
-        )
+        single, batch = self._exact(step, free=False), self._exact(step, free=True)
+        made = [single.run({name: values[name] for name in step.reads}, stop) for values in alone]
+        return made, batch.run(reads, stop)
 
     def _choose(self, layers: tuple[str, ...]) -> _Choice:
         plan, fused = self._segments.plan(layers), self._segments.fused(layers)
@@ -199,20 +196,28 @@ class Execution:
             return _Choice(plan, None, 0)
         return _Choice(plan, fused, self._bytes_of(fused))
 
-    def _fused(self, choice: _Choice, batch: bool) -> Session | None:
+    def _fused(self, choice: _Choice, values: Values) -> Session | None:
         """The session from the input to some layers, where it exists or is worth building."""
         if (step := choice.fused) is None:
             return None
-        free = self._frees(step, batch)
-        key = (self._owner, step, free)
-        return self._plans.fused(key, partial(self._compile, step, free), choice.bytes)
+        build = partial(self._compile, step, free=False)
+        return self._plans.fused(self._key(step, False, values), build, choice.bytes)
 
-    def _session(self, step: Step, free: bool) -> Session:
+    def _session(self, step: Step, free: bool, reads: Values) -> Session:
         return self._plans.get(
-            (self._owner, step, free),
+            self._key(step, free, reads),
             lambda: self._compile(step, free),
             "segment" if step in self._segments.whole else "variant",
         )
+
+    def _key(self, step: Step, free: bool, values: Values) -> Hashable:
+        """What a session is kept by: on a device each shape has its own.
+
+        There a session that is given another shape plans all its convolutions anew: ResNet-50 takes 80 ms
+        each time, with batches of changing sizes thirty times what a run takes.
+        """
+        shapes = self.device.shapes({name: values[name] for name in step.reads if name in values})
+        return (self._owner, step, free, shapes)
 
     def _frees(self, step: Step, batch: bool) -> bool:
         return batch and not self._fixed_batch.isdisjoint(step.reads)
@@ -232,6 +237,16 @@ class Execution:
 
     def _given(self, step: Step) -> list[TensorSpec]:
         return [self._tensors[name] for name in step.reads if name in self._tensors]
+
+
+def _batch_equals_singles(check: _Check, alone: Sequence[Values], together: Values) -> bool:
+    if not all(_is_map(together[name]) for name in check.asked):
+        return False  # One index an image can be equal by chance.
+    return all(
+        np.array_equal(together[name], np.concatenate([made[name] for made in alone]), equal_nan=True)
+        for name in check.step.makes
+        if _is_map(together[name])
+    )
 
 
 def _joined(alone: Sequence[Array], together: Array) -> Array:

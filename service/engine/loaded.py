@@ -3,18 +3,19 @@
 import threading
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from cachetools import LRUCache, cached
 
 from service.engine import manifest as manifests
-from service.engine.batching import Asked, check_batch, run_together, without_batch
+from service.engine.batching import NOTHING, Asked, Parts, check_batch, without_batch
 from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
+from service.engine.images import Images
 from service.engine.layers.axes import input_layout
 from service.engine.layers.listing import input_layer_row, list_layers
 from service.engine.manifest import Manifest
@@ -29,7 +30,7 @@ from service.errors import (
     RequestError,
     ServiceError,
 )
-from service.values import Array, Identity, Layer, Plan, Preprocessing, Step, TensorSpec
+from service.values import Array, Identity, Layer, Plan, Preprocessing, Reduction, Step, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
 TABLES_KEPT = 16
@@ -52,8 +53,6 @@ class LoadedModel:
     ) -> None:
         self._graph = graph
         self._runtime = runtime
-        # On a CPU a batch was measured to cost as much as its images alone or more, and holds all their maps.
-        self._batches = runtime.has_device
         self.manifest = manifest
         self.labels = manifests.read_labels(folder, manifest)
         self.constants = manifests.constants(manifest, graph.inputs)
@@ -70,6 +69,7 @@ class LoadedModel:
         kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
         self._other_table = cached(kept, condition=threading.Condition())(self._table_at)
         self._execution = Execution(graph, self._network, runtime, plans, self.identity)
+        self._images = Images(self._execution, runtime, self._examples)
 
     @property
     def provider(self) -> str:
@@ -149,12 +149,14 @@ class LoadedModel:
         layers: Sequence[Layer],
         stop: Stop | None = None,
         others: Mapping[str, Array] | None = None,
+        parts: Parts | None = None,
     ) -> dict[str, Array]:
         """Compute these layers for a tensor (N, ...) of the first input, and nothing that they do not need.
 
-        Several images run one by one, on a device as one batch where that was found to give what single
+        Several images run one by one, on a device in batches where that was found to give what single
         runs give; their maps lie along the batch axis. `others` are further inputs' values, before the
-        manifest's constants. A model that takes no images runs once, on tensors as they are.
+        manifest's constants; `parts` are what `parts_of` gave. A model that takes no images runs once, on
+        tensors as they are.
 
         Raises:
             ShapeMismatch: several images, and a layer without a batch axis.
@@ -167,11 +169,16 @@ class LoadedModel:
             values |= self._execution.run(feeds, names, stop=stop)
         elif names:
             check_batch(len(tensor), layers)
-            values |= self._run(tensor, feeds, names, stop)
+            values |= self._images.run(self._asked(feeds, layers, parts or {}), stop)
         return {layer.name: values[layer.name] for layer in layers}
 
+    def parts_of(self, reductions: Mapping[Layer, Reduction]) -> Parts:
+        """What of some layers' reductions `run` can do on the device, before maps are copied from it."""
+        parts = {layer.name: self._execution.device.part_of(layer, r) for layer, r in reductions.items()}
+        return {name: part for name, part in parts.items() if part != NOTHING}
+
     def run_together(
-        self, jobs: Sequence[tuple[Array, Sequence[Layer]]], stop: Stop | None = None
+        self, jobs: Sequence[tuple[Array, Sequence[Layer], Parts]], stop: Stop | None = None
     ) -> list[Outcome]:
         """Run several jobs with images of one shape, sharing batches of what they have in common.
 
@@ -180,25 +187,31 @@ class LoadedModel:
         Raises:
             Stopped: `stop` was set meanwhile.
         """
-        outcomes: dict[int, Outcome] = {}
         shared: dict[int, Asked] = {}
-        for i, (tensor, layers) in enumerate(jobs):
-            names, fits = _computed(layers), without_batch(len(tensor), layers) is None
-            if names and fits and self._is_separable(tensor, names, stop):
-                shared[i] = Asked(self._feeds(tensor), names, len(tensor))
-            else:
-                outcomes[i] = self._outcome(tensor, layers, stop)
-        run_together(self._execution, list(shared.values()), stop)
-        for i, asked in shared.items():
-            found = {layer.name: asked.found[layer.name] for layer in jobs[i][1]} if not asked.error else {}
-            outcomes[i] = asked.error or found
-        return [outcomes[i] for i in range(len(jobs))]
+        for i, (tensor, layers, parts) in enumerate(jobs if len(jobs) > 1 else ()):
+            asked = self._asked(self._feeds(tensor), layers, parts)
+            fits = without_batch(asked.images, layers) is None
+            if asked.layers and fits and self._images.is_separable(asked, stop):
+                shared[i] = asked
+        self._images.run_together(list(shared.values()), stop)
+        return [
+            self._shared_outcome(shared[i], job[1]) if i in shared else self._outcome(*job, stop)
+            for i, job in enumerate(jobs)
+        ]
 
-    def _outcome(self, tensor: Array, layers: Sequence[Layer], stop: Stop | None) -> Outcome:
+    def _shared_outcome(self, asked: Asked, layers: Sequence[Layer]) -> Outcome:
+        found = {asked.carrier: asked.tensor, **asked.found}
+        return asked.error or {layer.name: found[layer.name] for layer in layers}
+
+    def _outcome(self, tensor: Array, layers: Sequence[Layer], parts: Parts, stop: Stop | None) -> Outcome:
         try:
-            return self.run(tensor, layers, stop)
+            return self.run(tensor, layers, stop, parts=parts)
         except ServiceError as error:
             return error
+
+    def _asked(self, feeds: Mapping[str, Array], layers: Sequence[Layer], parts: Parts) -> Asked:
+        computed = [layer for layer in layers if layer.index >= 0]
+        return Asked(feeds, self.first_input, computed, len(feeds[self.first_input]), parts)
 
     def plan(self, layers: Sequence[Layer], known: Container[str] = ()) -> Plan:
         """The steps that compute these layers for one image from what is known already, if anything is."""
@@ -266,21 +279,6 @@ class LoadedModel:
 
     def _feeds(self, tensor: Array) -> dict[str, Array]:
         return {**self.constants, self.first_input: tensor}
-
-    def _run(
-        self, tensor: Array, feeds: Mapping[str, Array], names: tuple[str, ...], stop: Stop | None
-    ) -> Mapping[str, Array]:
-        if len(tensor) == 1:
-            return self._execution.run(feeds, names, stop=stop)
-        if self._batches and self._is_separable(tensor, names, stop):
-            return self._execution.run(feeds, names, batch=len(tensor), stop=stop)
-        images = [{**feeds, self.first_input: image[None]} for image in tensor]
-        singles = [self._execution.run(values, names, stop=stop) for values in images]
-        return {name: np.concatenate([single[name] for single in singles]) for name in names}
-
-    def _is_separable(self, tensor: Array, names: tuple[str, ...], stop: Stop | None) -> bool:
-        shape = tensor.shape[1:]
-        return self._execution.is_separable(names, shape, partial(self._examples, shape), stop)
 
     def _examples(self, image_shape: tuple[int, ...]) -> Examples:
         """Two images of noise."""

@@ -130,12 +130,3 @@ def subgraphs(attribute: AttributeProto) -> Iterable[GraphProto]:
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
-
-
-def hand_on(given: str, same: str) -> bytes:
-    """A serialised network that hands on one number under another name."""
-    reads, makes = (onnx.helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in (given, same))
-    node = onnx.helper.make_node("Identity", [given], [same])
-    graph = onnx.helper.make_graph([node], "hand_on", [reads], [makes])
-    opset = onnx.helper.make_opsetid("", 17)
-    return bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())

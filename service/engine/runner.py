@@ -3,8 +3,12 @@
 The only module that imports it.
 """
 
+import contextlib
 import ctypes
+import functools
 import importlib.metadata
+import math
+import sys
 import threading
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from service.engine.memory import release_freed, share_heap
-from service.engine.protos import hand_on
+from service.engine.small_graphs import hand_on
 from service.errors import ConfigurationError, ModelFailed
 from service.values import TensorSpec
 
@@ -44,6 +48,14 @@ SESSION_BYTES = 150_000
 # After a run on a larger input the arena gives back what it took: 1 MB are three channels of 300x300.
 LARGE_INPUT_BYTES = 1 << 20
 SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+CPU = ("CPUExecutionProvider",)
+# On an H200 a first run took 0.08 s, where trying all algorithms took 0.3; later runs took the same.
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+NO_CUDA = (
+    "provider cuda was asked for, but CUDA does not start here: it takes 'featuremaps[cuda]' instead of "
+    "'featuremaps[cpu]', CUDA 13 and cuDNN 9, and a GPU; or set provider_fallback to run on the CPU instead"
+)
+COLOURS = 3
 # OrtArenaCfg: exactly what is asked for, and not twice as much each time.
 AS_REQUESTED = 1
 # A numpy array, or what the runtime holds on a device.
@@ -156,24 +168,34 @@ class Runtime:
         fallback: bool = False,
         optimization: GraphOptimization = "all",
         threads: int = 1,
+        tf32: bool = False,
+        batch_pixels: int = 4_000_000,
         bind: bool = False,
     ) -> None:
-        """`bind` uses IO bindings on the CPU too, where they gain nothing but can be tried."""
+        """`tf32` and `batch_pixels` are for CUDA; `bind` does on the CPU as there, where it can be tried."""
         check_installed()
         share_heap()
         _share_threads(threads)
         self.version: str = ort.__version__
         self.optimization = optimization
-        self.provider, self._providers = _providers(provider, fallback, ort.get_available_providers())
-        self._device = self.provider if bind or self.provider != "cpu" else None
-        self._nothing = self._session(
-            hand_on("given", "same"), Path(), self._level("off"), ["CPUExecutionProvider"]
-        )
+        self._providers: list[Any] = list(CPU)
+        if cuda := provider != "cpu" and _find_cuda():
+            self._providers.insert(0, ("CUDAExecutionProvider", {**CUDA_OPTIONS, "use_tf32": str(int(tf32))}))
+        elif provider == "cuda" and not fallback:
+            raise ConfigurationError(NO_CUDA)
+        self.provider: Literal["cpu", "cuda"] = "cuda" if cuda else "cpu"
+        self._device = self.provider if bind or cuda else None
+        self._batch_pixels = batch_pixels
+        self._nothing = self._session(hand_on("given", "same"), Path(), self._level("off"), self._providers)
 
     @property
     def has_device(self) -> bool:
         """Whether values lie on a device between sessions."""
         return self._device is not None
+
+    def batch_images(self, shape: Sequence[int]) -> int:
+        """How many images of a tensor's shape (N, C, H, W) or (N, H, W, C) one batch takes, one at least."""
+        return max(1, COLOURS * self._batch_pixels // max(math.prod(shape[1:]), 1))
 
     def compile(self, model: bytes, folder: Path, *, weight_bytes: int = 0) -> Session:
         """Compile a serialised model whose external data, if any, lies in `folder`.
@@ -188,22 +210,20 @@ class Runtime:
     def give_back(self) -> None:
         """Return to the system what the arena and the heap hold and nobody uses; takes some milliseconds."""
         options = ort.RunOptions()
-        options.add_run_config_entry(*SHRINK)
+        options.add_run_config_entry(SHRINK[0], SHRINK[1] if self.provider == "cpu" else f"{SHRINK[1]};gpu:0")
         self._nothing.run(None, {"given": np.zeros(1, np.float32)}, options)
         release_freed()
 
     def compile_exact(self, model: bytes, folder: Path) -> Session:
         """Compile without any optimisation, on the CPU: the yardstick of what is exact."""
-        cpu = ["CPUExecutionProvider"]
-        return Session(self._session(model, folder, self._level("off"), cpu), kept_bytes=0)
+        return Session(self._session(model, folder, self._level("off"), CPU), kept_bytes=0)
 
     def specs(self, model: bytes, folder: Path) -> dict[str, TensorSpec]:
         """Dtypes and shapes of a model's outputs, as the runtime infers them without running.
 
         The runtime says `[]` both for a scalar and for an unknown shape, so that is left unknown.
         """
-        cpu = ["CPUExecutionProvider"]
-        outputs = self._session(model, folder, self._level("off"), cpu).get_outputs()
+        outputs = self._session(model, folder, self._level("off"), CPU).get_outputs()
         return {output.name: _spec(output) for output in outputs}
 
     def _session(self, model: bytes, folder: Path, level: Any, providers: Sequence[Any]) -> Any:
@@ -298,16 +318,24 @@ def _share_threads(threads: int) -> None:
         _share_memory()
 
 
-def _providers(provider: Provider, fallback: bool, available: Sequence[str]) -> tuple[str, list[str]]:
-    cuda = "CUDAExecutionProvider" in available
-    if provider == "cuda" and not cuda and not fallback:
-        raise ConfigurationError(
-            "provider cuda was asked for, but this onnxruntime has no CUDA: install "
-            "'featuremaps[cuda]', or set provider_fallback to run on the CPU instead"
-        )
-    if cuda and provider != "cpu":
-        return "cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    return "cpu", ["CPUExecutionProvider"]
+@functools.cache
+def _find_cuda() -> bool:
+    """Whether CUDA starts: the package, its libraries and a GPU are there. One arena for all sessions' maps.
+
+    A session whose provider does not start would run on the CPU and say nothing.
+    """
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    with contextlib.redirect_stdout(sys.stderr):
+        ort.preload_dlls(msvc=False)  # Those of pip's packages for CUDA, where they are installed.
+    where = ort.OrtMemoryInfo("Cuda", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    arena = ort.OrtArenaCfg({"arena_extend_strategy": AS_REQUESTED})
+    try:
+        ort.create_and_register_allocator_v2("CUDAExecutionProvider", where, {"device_id": "0"}, arena)
+        session = ort.InferenceSession(hand_on("given", "same"), providers=["CUDAExecutionProvider", *CPU])
+    except Exception:  # The runtime raises its own kinds without a common one.
+        return False
+    return "CUDAExecutionProvider" in session.get_providers()
 
 
 def _spec(output: Any) -> TensorSpec:

@@ -54,16 +54,16 @@ def apply(
         OutOfRange: the dtype cannot carry a value.
     """
     layer, values = feature_map.layer, feature_map.values
-    arrays: dict[str, Array] = {}
-    if reduction.channels:
-        values, chosen = _select(layer, values, reduction.channels)
+    left, arrays = _left(reduction, feature_map.done), dict[str, Array]()
+    if left.channels:
+        values, chosen = _select(layer, values, left.channels)
         if chosen is not None:
             arrays[f"{layer.name}#channels"] = chosen
-    if reduction.region:
+    if left.region:
         values = _cut(layer, values, windows)
     if has_space(layer):
-        values = _pooled(values, reduction, spatial_axes(layer))
-    pooled = values.ndim < len(feature_map.values.shape)
+        values = _pooled(values, left, spatial_axes(layer))
+    pooled = has_space(layer) and reduction.pool != "none"
     if reduction.dtype != "uint8":
         return {layer.name: cast(layer, values, reduction.dtype), **arrays}
     axes = _shared_axes(layer, values.ndim, pooled)
@@ -76,12 +76,18 @@ def cut_channels_and_region(
     feature_map: FeatureMap, reduction: Reduction, windows: Sequence[Window | None]
 ) -> FeatureMap:
     """The first two steps only, for who draws what is left."""
-    values = feature_map.values
-    if reduction.channels:
-        values, _ = _select(feature_map.layer, values, reduction.channels)
-    if reduction.region:
+    values, left = feature_map.values, _left(reduction, feature_map.done)
+    if left.channels:
+        values, _ = _select(feature_map.layer, values, left.channels)
+    if left.region:
         values = _cut(feature_map.layer, values, windows)
     return FeatureMap(feature_map.layer, values)
+
+
+def _left(reduction: Reduction, done: Reduction) -> Reduction:
+    """What of a reduction is still to be done."""
+    channels = None if done.channels else reduction.channels
+    return replace(reduction, channels=channels, pool="none" if done.pool != "none" else reduction.pool)
 
 
 def answer_bytes(layer: Layer, reduction: Reduction, images: int, window: Window | None) -> int:

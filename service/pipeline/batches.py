@@ -96,7 +96,8 @@ class Batches:
 def _together(batch: Sequence[_Waiting], stop: Stop) -> Sequence[Outcome]:
     model = batch[0].ready.model
     with batch[0].ready.watch.measure("run"):
-        return model.run_together([(one.ready.prepared.tensor, one.ready.layers) for one in batch], stop)
+        jobs = [(one.ready.prepared.tensor, one.ready.layers, one.ready.parts) for one in batch]
+        return model.run_together(jobs, stop)
 
 
 def _stop_if_alone(batch: Sequence[_Waiting], stop: Stop) -> None:

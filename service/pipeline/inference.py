@@ -74,7 +74,7 @@ def prepare_inference(job: Job, model: LoadedModel, check: Check, limits: Limits
 
 
 def compute(ready: Ready, stop: Stop | None) -> Mapping[str, Array]:
-    """The maps of what is ready; those of no image are empty, and nothing runs for them.
+    """The maps of what is ready, after its parts; those of no image are empty, and nothing runs for them.
 
     Raises:
         ShapeMismatch, ModelFailed, Stopped
@@ -82,7 +82,7 @@ def compute(ready: Ready, stop: Stop | None) -> Mapping[str, Array]:
     if not ready.images:
         return {layer.name: _empty(layer) for layer in ready.layers}
     prepared = ready.prepared
-    return ready.model.run(prepared.tensor, ready.layers, stop, prepared.others)
+    return ready.model.run(prepared.tensor, ready.layers, stop, prepared.others, ready.parts)
 
 
 class InferenceAnswer:

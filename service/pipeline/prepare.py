@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.engine.batching import Parts
 from service.engine.loaded import LoadedModel
 from service.errors import AnswerTooLarge, InvalidParameter, NotCombinable, RequestError, TooManyImages
 from service.intake.decode import decode
@@ -37,6 +38,11 @@ class Ready:
     def images(self) -> int:
         """How many lie in the tensor; of a model that takes none, whatever it was sent counts as one."""
         return len(self.prepared.tensor) if self.model.image_input else 1
+
+    @property
+    def parts(self) -> Parts:
+        """What of the layers' reductions is done where their maps lie."""
+        return self.model.parts_of({layer: self.job.reduction_of(layer.name) for layer in self.layers})
 
     @property
     def largest_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from service.engine.batching import NOTHING, Parts
 from service.engine.catalog import Catalog
 from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel
@@ -273,7 +274,7 @@ class Pipeline:
         with watch.measure("run"):
             values = compute(ready, stop)
         yield "finish"
-        return _finish(ready, values, answer)
+        return _finish(ready, values, ready.parts, answer)
 
     async def _batched_answer(
         self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit
@@ -289,7 +290,7 @@ class Pipeline:
         else:
             stop = Stop()
             values = await self._pools.run("run", watch, compute, ready, stop, stop=stop)
-        return await self._pools.run("finish", watch, _finish, ready, values, answer)
+        return await self._pools.run("finish", watch, _finish, ready, values, ready.parts, answer)
 
     async def _kept_answer(
         self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit
@@ -297,7 +298,7 @@ class Pipeline:
         ready = await self._from_kept(job, model, answer, watch)
         visit.take(_needed_bytes(ready))
         values = await self._kept_maps(ready)
-        return await self._pools.run("finish", watch, _finish, ready, values, answer)
+        return await self._pools.run("finish", watch, _finish, ready, values, {}, answer)
 
     async def _from_kept(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Ready:
         """The same for a kept image, whose decoded picture may be at hand or under way."""
@@ -378,10 +379,10 @@ def _held_bytes(value: Source | Array) -> int:
     return int(value.nbytes) if isinstance(value, np.ndarray) else value.held_bytes
 
 
-def _finish(ready: Ready, values: Mapping[str, Array], answer: Answer) -> Payload:
-    """Encode and, where the client takes it and it pays, compress."""
+def _finish(ready: Ready, values: Mapping[str, Array], done: Parts, answer: Answer) -> Payload:
+    """Reduce by what is not done yet, encode and, where the client takes it and it pays, compress."""
     what = ready.layers[0].name if len(ready.layers) == 1 else "layers"
-    maps = [FeatureMap(layer, values[layer.name]) for layer in ready.layers]
+    maps = [FeatureMap(x, values[x.name], done.get(x.name, NOTHING)) for x in ready.layers]
     encoded, wanted, packed = answer.finish(ready, maps), ready.job.coding, None
     if wanted and not encoded.media_type.startswith("image/"):
         with ready.watch.measure("compress"):

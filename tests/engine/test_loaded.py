@@ -20,7 +20,8 @@ from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.plan_cache import FUSE_AFTER, PlanCache
 from service.engine.runner import Runtime, Session, Stop, Stopped
 from service.errors import ModelFailed, ShapeMismatch
-from service.values import MODEL_LIMITS
+from service.output.reduce import apply
+from service.values import MODEL_LIMITS, Channels, FeatureMap, Reduction, Region, Window
 from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import model as make
 from tests.builders import put, reshaping_cnn, small_cnn
@@ -30,8 +31,8 @@ from tests.oracles import UncutGraph
 class Watched(Runtime):
     """The real runtime, which also keeps what it was given to compile."""
 
-    def __init__(self, optimization: str = "all") -> None:
-        super().__init__(optimization=optimization)
+    def __init__(self, optimization: Any = "all", *, bind: bool = False) -> None:
+        super().__init__(optimization=optimization, bind=bind)
         self.compiled: list[bytes] = []
 
     def compile(self, model: bytes, folder: Path, **given: Any) -> Session:
@@ -238,7 +239,7 @@ def test_jobs_run_together_are_refused_as_they_are_alone(tmp_path: Path) -> None
     (layer,) = model.layers().select(["opaque"])
     assert layer.batch_axis is None
     one, two = np.ones((1, 3, 8, 8), np.float32), np.ones((2, 3, 8, 8), np.float32)
-    refused, answered = model.run_together([(two, [layer]), (one, [layer])])
+    refused, answered = model.run_together([(two, [layer], {}), (one, [layer], {})])
     assert isinstance(refused, ShapeMismatch)
     assert isinstance(answered, dict)
     assert np.array_equal(answered["opaque"], one)
@@ -282,17 +283,117 @@ def test_filters_and_class_weights_need_no_description_of_their_own(tmp_path: Pa
     assert graph.described.total() == at_load
 
 
-@pytest.mark.parametrize("images", [1, 3])
+def on_device(file: Path, budget: int = 2 << 30) -> tuple[LoadedModel, "Watched"]:
+    """As on a GPU: through IO bindings, values left on the device, which is the CPU here."""
+    runtime = Watched("off", bind=True)
+    return load("m", "1", file, file.parent, runtime, PlanCache(budget)), runtime
+
+
+@pytest.mark.parametrize("images", [1, 3, 6])
 def test_values_left_on_the_device_are_what_they_would_be_on_the_host(resnet50: Path, images: int) -> None:
-    """Through IO bindings, whose device is the CPU here."""
-    bound = load("m", "1", resnet50, resnet50.parent, Runtime(bind=True), PlanCache(1 << 30))
-    plain, _ = loaded(resnet50)
+    """Several images are one batch there, padded to one of few sizes."""
+    bound, _ = on_device(resnet50)
+    plain, _ = loaded(resnet50, "off")
     x = np.random.default_rng(0).random((images, 3, 224, 224), np.float32)
     layers = plain.layers().select([relus(resnet50)[i] for i in (3, 30, -1)])
     found, expected = bound.run(x, layers), plain.run(x, layers)
     for layer in layers:
         assert isinstance(found[layer.name], np.ndarray)
         assert np.array_equal(found[layer.name], expected[layer.name])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "part"),
+    [
+        (Reduction(pool="avg"), Reduction(pool="avg")),
+        (Reduction(channels=Channels((5, 0)), pool="avg"), Reduction(channels=Channels((5, 0)), pool="avg")),
+        (Reduction(channels=Channels((5, 0)), dtype="uint8"), Reduction(channels=Channels((5, 0)))),
+        (Reduction(channels=Channels((7,)), grid=(2, 2)), Reduction(channels=Channels((7,)))),
+        (Reduction(channels=Channels(top=3), pool="avg"), Reduction()),
+        (Reduction(pool="max", dtype="float16"), Reduction()),
+        (Reduction(region=Region(0, 0, 8, 8), pool="avg"), Reduction()),
+    ],
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_what_is_done_on_the_device_is_not_done_again(
+    tmp_path: Path, reduction: Reduction, part: Reduction, images: int
+) -> None:
+    """The same numbers, whichever part of a reduction a device does."""
+    bound, _ = on_device(put(tmp_path, "m", small_cnn()))
+    (layer,) = bound.layers((32, 32)).select(["stem/relu"])
+    parts = bound.parts_of({layer: reduction})
+    assert parts.get(layer.name, Reduction()) == part
+    x = np.random.default_rng(0).random((images, 3, 32, 32), np.float32)
+    whole = FeatureMap(layer, bound.run(x, [layer])[layer.name])
+    reduced = FeatureMap(layer, bound.run(x, [layer], parts=parts)[layer.name], part)
+    windows = [Window(1, 2, 4, 4)]
+    found, expected = (apply(each, reduction, windows) for each in (reduced, whole))
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        assert array.dtype == expected[name].dtype
+        assert np.allclose(array, expected[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_jobs_of_all_kinds_that_share_batches_on_the_device_get_what_they_get_alone(
+    tmp_path: Path, batch: str | int
+) -> None:
+    """Different layers, numbers of images and reductions; padding belongs to nobody."""
+    file = put(tmp_path, "m", small_cnn(batch))
+    (bound, _), (plain, _) = on_device(file), loaded(file, "off")
+    table, rng = bound.layers((32, 32)), np.random.default_rng(0)
+    layers = [layer for layer in table.layers if layer.batch_axis is not None]
+    assert len(layers) > 6
+    jobs = []
+    for index in range(12):
+        chosen = [layers[i] for i in sorted(rng.choice(len(layers), rng.integers(1, 4), replace=False))]
+        parts = bound.parts_of({x: Reduction(pool="avg") for x in chosen}) if index % 3 == 0 else {}
+        jobs.append((rng.random((rng.integers(1, 4), 3, 32, 32), np.float32), chosen, parts))
+    for outcome, (x, chosen, parts) in zip(bound.run_together(jobs), jobs, strict=True):
+        assert isinstance(outcome, dict), outcome
+        for layer in chosen:
+            expected = plain.run(x, [layer])[layer.name]
+            if layer.name in parts:
+                expected = expected.mean(axis=(2, 3), dtype=np.float64).astype(np.float32)
+            assert np.allclose(outcome[layer.name], expected, rtol=1e-6, atol=0)
+            assert len(outcome[layer.name]) == len(x)
+
+
+def test_batches_of_changing_sizes_build_sessions_of_few_shapes(tmp_path: Path) -> None:
+    """cuDNN plans a session's convolutions anew whenever its input has another shape than before."""
+    bound, runtime = on_device(put(tmp_path, "m", small_cnn()))
+    (layer,) = bound.layers((32, 32)).select(["stem/relu"])
+
+    def built_by(sizes: Sequence[int]) -> int:
+        before = len(runtime.compiled)
+        for size in sizes:
+            bound.run(np.random.default_rng(0).random((size, 3, 32, 32), np.float32), [layer])
+        return len(runtime.compiled) - before
+
+    few = built_by([1, 2, 5])
+    assert few >= 3
+    assert built_by([3, 4, 6, 7, 13, 16, 2, 1]) == 0
+
+
+def test_many_images_run_in_batches_no_larger_than_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(tmp_path, "m", small_cnn())
+    bound = load(
+        "m", "1", file, file.parent, Runtime(bind=True, batch_pixels=4 * 32 * 32), PlanCache(1 << 30)
+    )
+    (layer,) = bound.layers((32, 32)).select(["stem/relu"])
+    images, sizes, run = np.random.default_rng(0).random((11, 3, 32, 32), np.float32), [], Session.run
+
+    def watched(self: Session, feeds: Mapping[str, Any], *given: Any, **named: Any) -> Any:
+        sizes.extend(len(value) for name, value in feeds.items() if name == "image")
+        return run(self, feeds, *given, **named)
+
+    expected = UncutGraph(file, ["stem/relu"]).run({"image": images})["stem/relu"]
+    bound.run(images[:2], [layer])
+    monkeypatch.setattr(Session, "run", watched)
+    assert np.allclose(bound.run(images, [layer])[layer.name], expected, atol=1e-6)
+    assert sizes == [4, 4, 4]
 
 
 def test_warm_layers_are_ready_before_the_first_request(tmp_path: Path) -> None:

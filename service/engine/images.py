@@ -1,0 +1,77 @@
+"""Running a network on images: one by one, or on a device in batches where these give the same."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from service.engine.batching import Asked, run_together
+from service.engine.execution import Examples, Execution
+from service.engine.runner import Runtime, Stop
+from service.values import Array
+
+Maps = Mapping[str, Array]
+
+
+class Images:
+    """Images of one model; `examples` gives two of a shape (C, H, W) or (H, W, C)."""
+
+    def __init__(
+        self, execution: Execution, runtime: Runtime, examples: Callable[[tuple[int, ...]], Examples]
+    ) -> None:
+        self._execution = execution
+        self._runtime = runtime
+        self._examples = examples
+
+    def run(self, asked: Asked, stop: Stop | None) -> Maps:
+        """The maps of all images of one request, along the batch axis.
+
+        On a CPU a batch was measured to cost as much as its images alone or more, and holds all their maps.
+
+        Raises:
+            ModelFailed: the runtime could not.
+            Stopped: `stop` was set meanwhile.
+        """
+        most = 1
+        if asked.images > 1 and self._runtime.has_device and self.is_separable(asked, stop):
+            most = self._runtime.batch_images(asked.tensor.shape)
+        if asked.images <= most:
+            return self._run_piece(asked, stop)
+        made = [self._run_piece(_cut(asked, start, most), stop) for start in range(0, asked.images, most)]
+        return {name: np.concatenate([maps[name] for maps in made]) for name in asked.names}
+
+    def run_together(self, requests: Sequence[Asked], stop: Stop | None) -> None:
+        """Compute every request's layers, sharing batches; each gets its `found` or its `error`.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+        """
+        run_together(self._execution, requests, stop)
+
+    def is_separable(self, asked: Asked, stop: Stop | None) -> bool:
+        """Whether a batch gives what its images give alone.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+        """
+        shape = asked.tensor.shape[1:]
+        return self._execution.is_separable(asked.names, shape, partial(self._examples, shape), stop)
+
+    def _run_piece(self, asked: Asked, stop: Stop | None) -> Maps:
+        if asked.images > 1:
+            run_together(self._execution, [asked], stop)
+            if asked.error:
+                raise asked.error
+            return asked.found
+        found = dict(self._execution.run(asked.values, asked.names, stop=stop, stay=asked.parts.keys()))
+        for layer in asked.layers:
+            if (part := asked.parts.get(layer.name)) is not None:
+                found[layer.name] = self._execution.device.reduce(found[layer.name], layer, part)
+        return found
+
+
+def _cut(asked: Asked, start: int, images: int) -> Asked:
+    """Some of a request's images."""
+    tensor = asked.tensor[start : start + images]
+    return replace(asked, values={**asked.values, asked.carrier: tensor}, images=len(tensor), found={})
