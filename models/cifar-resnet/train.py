@@ -226,8 +226,9 @@ def train(model: nn.Module, sampler: Sampler, phase: Phase) -> None:
         optimizer.step()
         losses.append(loss.detach())
         if (step + 1) % epoch == 0:
-            told, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
-            print(f"epoch {(step + 1) // epoch} of {phase.epochs}: loss {told:.4f}, {seconds:.0f} s", flush=True)
+            loss, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
+            done = (step + 1) // epoch
+            print(f"epoch {done} of {phase.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
             losses.clear()
 
 
