@@ -179,14 +179,17 @@ class Runtime:
         self.version: str = ort.__version__
         self.optimization = optimization
         self._providers: list[Any] = list(CPU)
-        if cuda := provider != "cpu" and _find_cuda():
+        if provider != "cpu" and _prepare_cuda():
             self._providers.insert(0, ("CUDAExecutionProvider", {**CUDA_OPTIONS, "use_tf32": str(int(tf32))}))
-        elif provider == "cuda" and not fallback:
+        self._nothing = self._session(hand_on("given", "same"), Path(), self._level("off"), self._providers)
+        # A session whose provider does not start runs on the CPU and says nothing.
+        cuda = "CUDAExecutionProvider" in self._nothing.get_providers()
+        if provider == "cuda" and not (cuda or fallback):
             raise ConfigurationError(NO_CUDA)
         self.provider: Literal["cpu", "cuda"] = "cuda" if cuda else "cpu"
+        self._providers = self._providers if cuda else list(CPU)
         self._device = self.provider if bind or cuda else None
         self._batch_pixels = batch_pixels
-        self._nothing = self._session(hand_on("given", "same"), Path(), self._level("off"), self._providers)
 
     @property
     def has_device(self) -> bool:
@@ -319,11 +322,8 @@ def _share_threads(threads: int) -> None:
 
 
 @functools.cache
-def _find_cuda() -> bool:
-    """Whether CUDA starts: the package, its libraries and a GPU are there. One arena for all sessions' maps.
-
-    A session whose provider does not start would run on the CPU and say nothing.
-    """
+def _prepare_cuda() -> bool:
+    """Load CUDA's libraries and make one arena for all sessions' maps; whether that could be done."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         return False
     with contextlib.redirect_stdout(sys.stderr):
@@ -332,10 +332,9 @@ def _find_cuda() -> bool:
     arena = ort.OrtArenaCfg({"arena_extend_strategy": AS_REQUESTED})
     try:
         ort.create_and_register_allocator_v2("CUDAExecutionProvider", where, {"device_id": "0"}, arena)
-        session = ort.InferenceSession(hand_on("given", "same"), providers=["CUDAExecutionProvider", *CPU])
     except Exception:  # The runtime raises its own kinds without a common one.
         return False
-    return "CUDAExecutionProvider" in session.get_providers()
+    return True
 
 
 def _spec(output: Any) -> TensorSpec:
