@@ -1,7 +1,7 @@
 """Train the bundled CIFAR-10 network and write it as an ONNX file.
 
-Stages: load, train, export, evaluate. Each step sees images of several sizes, because a network
-trained at one size does not hold at another; on a GPU it takes minutes, on two cores a night.
+Stages: load, train, measure the norms, export, evaluate. Each step sees images of several sizes, because
+a network trained at one size does not hold at another; on a GPU it takes minutes, on two cores a night.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from export import export
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 WIDTHS, BLOCKS, CLASSES = (32, 64, 128), 2, 10
 WARM_UP, WEIGHT_DECAY, SMOOTHING, PADDING = 0.15, 5e-4, 0.1, 4
@@ -31,11 +32,15 @@ Parts = list[Tensor]  # one tensor a size
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: its length, its highest rate, and how many images of each size a step has."""
+    """A part of the training: its length, its highest rate, and how many images of each size a step has.
+
+    An averaged phase ends with the mean of the weights of its steps (Izmailov et al. 2018, arXiv 1803.05407).
+    """
 
     epochs: int
     peak_rate: float
     images: Mapping[int, int]
+    averaged: bool = False
 
     @property
     def step_images(self) -> int:
@@ -45,8 +50,11 @@ class Phase:
 
 PHASES = (
     Phase(70, 0.4, {32: 224, 64: 128, 96: 32}),
-    Phase(100, 0.25, {32: 352, 64: 56, 96: 8}),
+    Phase(45, 0.25, {32: 352, 64: 56, 96: 8}),
+    Phase(2, 0.03, {32: 224, 64: 32}, averaged=True),
 )
+# Steps on images as they are, after all phases, in which the norms' statistics are measured.
+NORM_IMAGES, NORM_STEPS = {32: 352, 64: 56, 96: 8}, 60
 
 
 class Conv(nn.Conv2d):
@@ -184,14 +192,16 @@ class Sampler:
         self.labels = labels.to(device)
         self.order = torch.empty(0, dtype=torch.int64, device=device)
 
-    def draw(self, images: Mapping[int, int]) -> tuple[Parts, Tensor]:
-        """The inputs and the labels of a step with so many images of each size."""
+    def draw(self, images: Mapping[int, int], *, plain: bool = False) -> tuple[Parts, Tensor]:
+        """The inputs and the labels of a step with so many images of each size, augmented or plain."""
         count = sum(images.values())
         if len(self.order) < count:
             self.order = torch.randperm(len(self.labels), device=self.labels.device)
         chosen, self.order = self.order[:count], self.order[count:]
-        crops = augment(self.padded, chosen).split(list(images.values()))
-        parts = [to_input(crop, size) for crop, size in zip(crops, images, strict=True)]
+        inside = slice(PADDING, -PADDING)
+        crops = self.padded[chosen, inside, inside] if plain else augment(self.padded, chosen)
+        pieces = zip(crops.split(list(images.values())), images, strict=True)
+        parts = [to_input(crop, size) for crop, size in pieces]
         return parts, self.labels[chosen]
 
 
@@ -214,6 +224,7 @@ def train(model: nn.Module, sampler: Sampler, phase: Phase) -> None:
     optimizer, device = make_optimizer(model), sampler.labels.device
     epoch = len(sampler.labels) // phase.step_images
     steps, started, losses = phase.epochs * epoch, time.monotonic(), []
+    average = AveragedModel(model)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = phase.peak_rate * rate_at(step / steps)
@@ -225,11 +236,26 @@ def train(model: nn.Module, sampler: Sampler, phase: Phase) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
+        if phase.averaged and step >= WARM_UP * steps:
+            average.update_parameters(model)
         if (step + 1) % epoch == 0:
             loss, seconds = torch.stack(losses).mean().item(), time.monotonic() - started
             done = (step + 1) // epoch
             print(f"epoch {done} of {phase.epochs}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
             losses.clear()
+    if phase.averaged:
+        model.load_state_dict(average.module.state_dict())
+
+
+def measure_norms(model: nn.Module, sampler: Sampler) -> None:
+    """Measure the statistics anew on images as they are, which is how they are seen in use."""
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    with torch.no_grad():
+        for step in range(NORM_STEPS):
+            for norm in norms:
+                norm.momentum = 1 / (step + 1)  # A plain mean over the steps.
+            model(sampler.draw(NORM_IMAGES, plain=True)[0])
 
 
 def top1(session: onnxruntime.InferenceSession, pixels: Tensor, labels: Tensor, size: int) -> float:
@@ -247,7 +273,7 @@ def top1(session: onnxruntime.InferenceSession, pixels: Tensor, labels: Tensor, 
 def evaluate(model: ResNet, path: Path, images: Tensor, labels: Tensor) -> None:
     """Compare the file with PyTorch, and print its top-1 at each size."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for size in PHASES[-1].images:
+    for size in NORM_IMAGES:
         x = to_input(images[:16], size).contiguous()
         (actual,) = session.run(None, {"image": x.numpy()})
         np.testing.assert_allclose(actual, model([x]).detach().numpy(), atol=1e-4)
@@ -255,7 +281,7 @@ def evaluate(model: ResNet, path: Path, images: Tensor, labels: Tensor) -> None:
 
 
 def main() -> None:
-    """Run the four stages."""
+    """Run the stages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an .npz of JPEGs")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "1" / "model.onnx")
@@ -265,9 +291,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = ResNet().to(device, memory_format=torch.channels_last)
     sampler = Sampler(*load(options.data, "train"), device)
-    fast = torch.compile(model) if options.compile else model
+    if options.compile:
+        model.compile()
     for phase in PHASES:
-        train(fast, sampler, phase)
+        train(model, sampler, phase)
+    measure_norms(model, sampler)
     model = model.cpu().eval()
     export(model.state_dict(), len(WIDTHS), BLOCKS, options.output)
     evaluate(model, options.output, *load(options.data, "test"))

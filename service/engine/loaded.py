@@ -174,7 +174,10 @@ class LoadedModel:
 
     def parts_of(self, reductions: Mapping[Layer, Reduction]) -> Parts:
         """What of some layers' reductions `run` can do on the device, before maps are copied from it."""
-        parts = {layer.name: self._execution.device.part_of(layer, r) for layer, r in reductions.items()}
+        device = self._execution.device
+        if not device.is_apart:
+            return {}
+        parts = {layer.name: device.part_of(layer, reduction) for layer, reduction in reductions.items()}
         return {name: part for name, part in parts.items() if part != NOTHING}
 
     def run_together(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Ready:
         """How many lie in the tensor; of a model that takes none, whatever it was sent counts as one."""
         return len(self.prepared.tensor) if self.model.image_input else 1
 
-    @property
+    @cached_property
     def parts(self) -> Parts:
         """What of the layers' reductions is done where their maps lie."""
         return self.model.parts_of({layer: self.job.reduction_of(layer.name) for layer in self.layers})

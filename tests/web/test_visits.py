@@ -139,6 +139,7 @@ def test_what_waits_for_a_reader_is_held_by_the_count(models: Path, what: str) -
 def test_a_full_service_gives_no_kept_image_and_no_filters(service: Running, image: bytes) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
         kept = client.post("/v1/images", content=image).raise_for_status().json()["id"]
+        service.until_idle()
         with contextlib.ExitStack() as full:
             for _ in range(service.admission.max_requests):
                 full.enter_context(service.admission.visit()).enter()
