@@ -10,6 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from service.engine.catalog import Catalog
+from service.engine.extent import ModelLimits
 from service.engine.graph import read
 from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel, load
@@ -20,7 +21,7 @@ from service.intake.store import open_store
 from service.pipeline.admission import Admission
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Limits, ModelLimits
+from service.values import Limits
 from service.web.access import Guard, is_loopback
 from service.web.application import build
 from service.web.exchange import Observer

@@ -164,6 +164,16 @@ class Layer:
     after_activation: bool
     reads: tuple[str, ...] = ()
 
+    @property
+    def has_space(self) -> bool:
+        """Whether its maps have rows and columns that are known as such."""
+        return self.layout in ("NCHW", "NHWC")
+
+    @property
+    def spatial_axes(self) -> tuple[int, int]:
+        """The axes of rows and columns."""
+        return (2, 3) if self.layout == "NCHW" else (1, 2)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -220,6 +230,11 @@ class Reduction:
     dtype: DtypeChoice = "native"
 
 
+NO_REDUCTION = Reduction()
+# By layer, what of its reduction is done before its map is handed out.
+Parts = Mapping[str, Reduction]
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
     """A layer's value, axes and layout of the graph, batch axis included.
@@ -229,7 +244,7 @@ class FeatureMap:
 
     layer: Layer
     values: Array
-    done: Reduction = Reduction()
+    done: Reduction = NO_REDUCTION
 
 
 @dataclass(frozen=True)
@@ -364,19 +379,6 @@ class Payload:
     def size(self) -> int:
         """Bytes of the whole answer."""
         return sum(len(chunk) for chunk in self.chunks)
-
-
-@dataclass(frozen=True)
-class ModelLimits:
-    """What a model may be made of, external data included, and what checking it may take."""
-
-    model_bytes: int = 2 << 30
-    model_nodes: int = 100_000
-    check_seconds: float = 60.0
-    check_memory_bytes: int = 4 << 30
-
-
-MODEL_LIMITS = ModelLimits()
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,7 @@ from service.engine.device import to_host
 from service.engine.execution import Execution, Values
 from service.engine.runner import Stop, Value
 from service.errors import ModelFailed, ShapeMismatch
-from service.values import Array, Layer, Reduction, Step
-
-# By layer, what is to be done to its map on the device.
-Parts = Mapping[str, Reduction]
-NOTHING = Reduction()
+from service.values import NO_REDUCTION, Array, Layer, Parts, Reduction, Step
 
 
 @dataclass(eq=False)
@@ -104,7 +100,8 @@ class _Batch:
 
     def _run_shared(self, step: Step, sharing: Sequence[Asked]) -> None:
         spans = _spans(sharing)
-        size = self._device.padded(sum(map(len, spans.values())))
+        images, shape = sum(map(len, spans.values())), sharing[0].tensor.shape
+        size = self._device.padded(images, shape)
         try:
             reads = {name: self._joined(name, sharing, size) for name in step.reads}
             self._run(step, reads, size, spans)
@@ -131,7 +128,7 @@ class _Batch:
         groups: dict[Reduction, list[Asked]] = {}
         for request in rows.of:
             if name in request.names:
-                groups.setdefault(request.parts.get(name, NOTHING), []).append(request)
+                groups.setdefault(request.parts.get(name, NO_REDUCTION), []).append(request)
         for part, group in groups.items():
             layer = next(layer for layer in group[0].layers if layer.name == name)
             found = self._reduced(self._of(rows, group), layer, part)
@@ -141,7 +138,7 @@ class _Batch:
                 request.found[name] = own
 
     def _reduced(self, value: Value, layer: Layer, part: Reduction) -> Array:
-        return to_host(value) if part == NOTHING else self._device.reduce(value, layer, part)
+        return to_host(value) if part == NO_REDUCTION else self._device.reduce(value, layer, part)
 
     def _joined(self, name: str, sharing: Sequence[Asked], size: int) -> Value:
         """A tensor with the rows of all, in their order, and padding up to a size."""

@@ -14,7 +14,7 @@ from cachetools import LRUCache, cached
 from service.engine.protos import element_type
 from service.engine.runner import Runtime, Session, Value
 from service.engine.small_graphs import select_and_average, take_rows
-from service.values import Array, Channels, Layer, Reduction
+from service.values import NO_REDUCTION, Array, Channels, Layer, Reduction
 
 SESSIONS_KEPT = 64
 # cuDNN plans a convolution anew for each shape: ResNet-50 takes 80 ms for that, and 2.5 ms for a batch of 8.
@@ -41,12 +41,19 @@ class Device:
             return ()
         return tuple(tuple(v.shape if isinstance(v, np.ndarray) else v.shape()) for v in values.values())
 
-    def padded(self, images: int) -> int:
-        """The size of the batch that so many images are run in: of few sizes only, 1, 4, 16, 64 and so on."""
+    def batch_images(self, shape: Sequence[int]) -> int:
+        """How many images of a tensor's shape (N, C, H, W) or (N, H, W, C) one batch takes."""
+        return self._runtime.batch_images(shape) if self.is_apart else 1
+
+    def padded(self, images: int, shape: Sequence[int]) -> int:
+        """The size of the batch that so many images of a shape are run in.
+
+        Of few sizes only: 1, 4, 16, 64 and so on, and the most that a batch takes.
+        """
         size = 1
         while self.is_apart and size < images:
             size *= BATCH_STEP
-        return max(size, images)
+        return max(images, min(size, self.batch_images(shape)))
 
     def take(self, value: Value, rows: Sequence[int]) -> Value:
         """These rows of a value (N, ...), left where it lies."""
@@ -58,7 +65,7 @@ class Device:
 
     def reduce(self, value: Value, layer: Layer, part: Reduction) -> Array:
         """A map after the part of a reduction that `part_of` found; batch axis included."""
-        axes = _spatial_axes(layer) if part.pool == "avg" else ()
+        axes = layer.spatial_axes if part.pool == "avg" else ()
         selecting = layer.channel_axis if part.channels else None
         session = self._session(select_and_average, element_type(layer.dtype), selecting, axes)
         feeds = {"map": value}
@@ -72,9 +79,9 @@ class Device:
 
         A region lies elsewhere in each image, and the most active channels are found out from whole maps.
         """
-        known = layer.layout in ("NCHW", "NHWC") and layer.dtype in ("float32", "float16")
+        known = layer.has_space and layer.dtype in ("float32", "float16")
         if not (self.is_apart and known):
-            return Reduction()
+            return NO_REDUCTION
         channels = reduction.channels if reduction.channels and not reduction.channels.top else None
         whole = reduction.region is None and (channels is not None or reduction.channels is None)
         pool = reduction.pool if whole and reduction.pool == "avg" else "none"
@@ -92,7 +99,3 @@ def to_host(value: Value) -> Array:
 
 def _saves(channels: Channels | None, layer: Layer) -> bool:
     return channels is not None and layer.channels is not None and len(channels.indices) < layer.channels
-
-
-def _spatial_axes(layer: Layer) -> tuple[int, ...]:
-    return (2, 3) if layer.layout == "NCHW" else (1, 2)

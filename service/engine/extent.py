@@ -1,15 +1,28 @@
 """How much a model is made of: bounded before anything is made of it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from service.engine.protos import subgraphs, tensor_bytes
 from service.errors import ModelFailed
-from service.values import ModelLimits
 
 # Those that onnxruntime itself has; operators of any other come from libraries, which are never loaded.
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a model may be made of, external data included, and what checking it may take."""
+
+    model_bytes: int = 2 << 30
+    model_nodes: int = 100_000
+    check_seconds: float = 60.0
+    check_memory_bytes: int = 4 << 30
+
+
+MODEL_LIMITS = ModelLimits()
 
 
 def check_extent(proto: ModelProto, limits: ModelLimits) -> None:

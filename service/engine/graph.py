@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from service.engine.extent import MODEL_LIMITS, ModelLimits
 from service.engine.nodes import Network
 from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.protos import (
@@ -22,7 +23,7 @@ from service.engine.protos import (
     values_of,
 )
 from service.errors import ModelFailed
-from service.values import MODEL_LIMITS, Array, ModelLimits, TensorSpec
+from service.values import Array, TensorSpec
 
 
 class Graph:

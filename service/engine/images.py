@@ -1,6 +1,6 @@
 """Running a network on images: one by one, or on a device in batches where these give the same."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from service.engine.batching import Asked, run_together
 from service.engine.execution import Examples, Execution
-from service.engine.runner import Runtime, Stop
+from service.engine.runner import Stop
 from service.values import Array
 
 Maps = Mapping[str, Array]
@@ -17,11 +17,9 @@ Maps = Mapping[str, Array]
 class Images:
     """Images of one model; `examples` gives two of a shape (C, H, W) or (H, W, C)."""
 
-    def __init__(
-        self, execution: Execution, runtime: Runtime, examples: Callable[[tuple[int, ...]], Examples]
-    ) -> None:
+    def __init__(self, execution: Execution, examples: Callable[[tuple[int, ...]], Examples]) -> None:
         self._execution = execution
-        self._runtime = runtime
+        self._device = execution.device
         self._examples = examples
 
     def run(self, asked: Asked, stop: Stop | None) -> Maps:
@@ -34,20 +32,12 @@ class Images:
             Stopped: `stop` was set meanwhile.
         """
         most = 1
-        if asked.images > 1 and self._runtime.has_device and self.is_separable(asked, stop):
-            most = self._runtime.batch_images(asked.tensor.shape)
+        if asked.images > 1 and self._device.is_apart and self.is_separable(asked, stop):
+            most = self._device.batch_images(asked.tensor.shape)
         if asked.images <= most:
             return self._run_piece(asked, stop)
         made = [self._run_piece(_cut(asked, start, most), stop) for start in range(0, asked.images, most)]
         return {name: np.concatenate([maps[name] for maps in made]) for name in asked.names}
-
-    def run_together(self, requests: Sequence[Asked], stop: Stop | None) -> None:
-        """Compute every request's layers, sharing batches; each gets its `found` or its `error`.
-
-        Raises:
-            Stopped: `stop` was set meanwhile.
-        """
-        run_together(self._execution, requests, stop)
 
     def is_separable(self, asked: Asked, stop: Stop | None) -> bool:
         """Whether a batch gives what its images give alone.
@@ -67,7 +57,7 @@ class Images:
         found = dict(self._execution.run(asked.values, asked.names, stop=stop, stay=asked.parts.keys()))
         for layer in asked.layers:
             if (part := asked.parts.get(layer.name)) is not None:
-                found[layer.name] = self._execution.device.reduce(found[layer.name], layer, part)
+                found[layer.name] = self._device.reduce(found[layer.name], layer, part)
         return found
 
 

@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from service.engine.extent import ModelLimits
 from service.engine.graph import read
 from service.engine.loaded import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import ServiceError
-from service.values import ModelLimits
 
 IDLE_S = 2.0
 NICENESS = 5

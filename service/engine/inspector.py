@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from service.engine.extent import ModelLimits
 from service.errors import ModelFailed
-from service.values import ModelLimits
 
 PACKAGES = Path(__file__).parents[2]
 # Nothing else of the environment, which may hold secrets.

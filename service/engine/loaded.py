@@ -10,7 +10,7 @@ import numpy as np
 from cachetools import LRUCache, cached
 
 from service.engine import manifest as manifests
-from service.engine.batching import NOTHING, Asked, Parts, check_batch, without_batch
+from service.engine.batching import Asked, check_batch, run_together, without_batch
 from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
@@ -23,14 +23,19 @@ from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop
 from service.engine.selection import LayerTable
-from service.errors import (
-    InvalidParameter,
-    ModelFailed,
-    ModelNeedsConstants,
-    RequestError,
-    ServiceError,
+from service.errors import InvalidParameter, ModelFailed, ModelNeedsConstants, RequestError, ServiceError
+from service.values import (
+    NO_REDUCTION,
+    Array,
+    Identity,
+    Layer,
+    Parts,
+    Plan,
+    Preprocessing,
+    Reduction,
+    Step,
+    TensorSpec,
 )
-from service.values import Array, Identity, Layer, Plan, Preprocessing, Reduction, Step, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
 TABLES_KEPT = 16
@@ -69,7 +74,7 @@ class LoadedModel:
         kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
         self._other_table = cached(kept, condition=threading.Condition())(self._table_at)
         self._execution = Execution(graph, self._network, runtime, plans, self.identity)
-        self._images = Images(self._execution, runtime, self._examples)
+        self._images = Images(self._execution, self._examples)
 
     @property
     def provider(self) -> str:
@@ -175,10 +180,11 @@ class LoadedModel:
     def parts_of(self, reductions: Mapping[Layer, Reduction]) -> Parts:
         """What of some layers' reductions `run` can do on the device, before maps are copied from it."""
         device = self._execution.device
-        if not device.is_apart:
+        if not device.is_apart or self.image_input is None:
             return {}
-        parts = {layer.name: device.part_of(layer, reduction) for layer, reduction in reductions.items()}
-        return {name: part for name, part in parts.items() if part != NOTHING}
+        computed = {x: reduction for x, reduction in reductions.items() if x.index >= 0}
+        parts = {layer.name: device.part_of(layer, reduction) for layer, reduction in computed.items()}
+        return {name: part for name, part in parts.items() if part != NO_REDUCTION}
 
     def run_together(
         self, jobs: Sequence[tuple[Array, Sequence[Layer], Parts]], stop: Stop | None = None
@@ -196,7 +202,7 @@ class LoadedModel:
             fits = without_batch(asked.images, layers) is None
             if asked.layers and fits and self._images.is_separable(asked, stop):
                 shared[i] = asked
-        self._images.run_together(list(shared.values()), stop)
+        run_together(self._execution, list(shared.values()), stop)
         return [
             self._shared_outcome(shared[i], job[1]) if i in shared else self._outcome(*job, stop)
             for i, job in enumerate(jobs)

@@ -9,11 +9,10 @@ from pathlib import Path, PurePosixPath
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
-from service.engine.extent import all_tensors, check_extent
+from service.engine.extent import ModelLimits, all_tensors, check_extent
 from service.engine.protos import named
 from service.engine.weight_file import ExternalFiles, WeightFile, without_weights
 from service.errors import ModelFailed
-from service.values import ModelLimits
 
 # Weights listed as graph inputs (IR 3 files) can be overridden by callers and so are never folded;
 # from IR 4 on an initializer need not be an input.

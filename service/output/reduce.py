@@ -8,11 +8,10 @@ import numpy as np
 
 from service.errors import InvalidParameter, NotCombinable
 from service.output.quantise import cast, quantise
-from service.values import Array, Channels, FeatureMap, Layer, Reduction, Window
+from service.values import NO_REDUCTION, Array, Channels, FeatureMap, Layer, Reduction, Window
 
 # Generalised mean pooling: p = 3 and this floor as in Radenović et al. 2018, arXiv 1711.02512.
 GEM_POWER, GEM_FLOOR = 3, 1e-6
-NOTHING = Reduction()
 FLOAT64_BYTES = 8
 # What `quantise` holds at one time.
 QUANTISING_COPIES = 3
@@ -32,7 +31,7 @@ def check(layer: Layer, reduction: Reduction) -> None:
         )
     if reduction.grid and reduction.pool != "none":
         raise NotCombinable("grid and pool are two ways to do the same: ask for one of them")
-    if (reduction.grid or reduction.region) and not has_space(layer):
+    if (reduction.grid or reduction.region) and not layer.has_space:
         raise NotCombinable(
             f"layer {layer.name!r} has no rows and columns, so grid and region are not for it",
             layer=layer.name,
@@ -61,9 +60,9 @@ def apply(
             arrays[f"{layer.name}#channels"] = chosen
     if left.region:
         values = _cut(layer, values, windows)
-    if has_space(layer):
-        values = _pooled(values, left, spatial_axes(layer))
-    pooled = has_space(layer) and reduction.pool != "none"
+    if layer.has_space:
+        values = _pooled(values, left, layer.spatial_axes)
+    pooled = layer.has_space and reduction.pool != "none"
     if reduction.dtype != "uint8":
         return {layer.name: cast(layer, values, reduction.dtype), **arrays}
     axes = _shared_axes(layer, values.ndim, pooled)
@@ -109,8 +108,8 @@ def working_bytes(layer: Layer, reduction: Reduction, images: int, window: Windo
     if reduction.channels and reduction.channels.top:
         # One image at a time, in the order of the channels, which is a copy of channels-last maps.
         each = FLOAT64_BYTES + np.dtype(layer.dtype).itemsize
-        steps.append(answer_elements(layer, NOTHING, 1, None) * each)
-    if has_space(layer) and reduction.pool == "gem":
+        steps.append(answer_elements(layer, NO_REDUCTION, 1, None) * each)
+    if layer.has_space and reduction.pool == "gem":
         one = answer_elements(layer, replace(reduction, pool="none"), 1, window)
         steps.append(one * FLOAT64_BYTES)
     if reduction.grid:
@@ -126,7 +125,7 @@ def _gridding_bytes(
 ) -> int:
     """Each axis' means apart and joined: first the grid's rows with all columns, then the grid."""
     assert layer.shape is not None
-    columns = window.width if window else layer.shape[spatial_axes(layer)[1]] or 0
+    columns = window.width if window else layer.shape[layer.spatial_axes[1]] or 0
     between = answer_elements(layer, replace(reduction, grid=None), images, Window(0, 0, grid[0], columns))
     after = answer_elements(layer, reduction, images, window)
     return FLOAT64_BYTES * max(2 * between, between + 2 * after)
@@ -141,8 +140,8 @@ def answer_elements(layer: Layer, reduction: Reduction, images: int, window: Win
         shape[layer.batch_axis] *= images
     if reduction.channels and layer.channel_axis is not None:
         shape[layer.channel_axis] = _chosen(reduction.channels)
-    if has_space(layer):
-        rows, columns = spatial_axes(layer)
+    if layer.has_space:
+        rows, columns = layer.spatial_axes
         if window:
             shape[rows], shape[columns] = window.height, window.width
         if reduction.grid:
@@ -156,7 +155,7 @@ def answer_dtype(layer: Layer, reduction: Reduction) -> np.dtype[np.generic]:
     """The dtype of the values that `apply` gives."""
     if reduction.dtype != "native":
         return np.dtype(reduction.dtype)
-    averages = has_space(layer) and (reduction.grid is not None or reduction.pool in ("avg", "gem"))
+    averages = layer.has_space and (reduction.grid is not None or reduction.pool in ("avg", "gem"))
     return _averaged(np.dtype(layer.dtype)) if averages else np.dtype(layer.dtype)
 
 
@@ -170,7 +169,7 @@ def _beside_bytes(layer: Layer, reduction: Reduction, images: int) -> int:
     total = 8 * chosen.top * images if chosen and chosen.top else 0
     if reduction.dtype == "uint8":
         scales = 1
-        if has_space(layer) and reduction.pool == "none":
+        if layer.has_space and reduction.pool == "none":
             scales = _chosen(chosen) if chosen else layer.channels or 1
         total += 5 * scales * (images if layer.batch_axis is not None else 1)
     return total
@@ -182,16 +181,6 @@ def is_numeric(dtype: str) -> bool:
         return np.dtype(dtype).kind in "biuf"
     except TypeError:
         return False
-
-
-def has_space(layer: Layer) -> bool:
-    """Whether the layer's map has rows and columns that are known as such."""
-    return layer.layout in ("NCHW", "NHWC")
-
-
-def spatial_axes(layer: Layer) -> tuple[int, int]:
-    """The axes of rows and columns."""
-    return (2, 3) if layer.layout == "NCHW" else (1, 2)
 
 
 def _averaged(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
@@ -234,7 +223,7 @@ def _select(layer: Layer, values: Array, channels: Channels) -> tuple[Array, Arr
 
 def _cut(layer: Layer, values: Array, windows: Sequence[Window | None]) -> Array:
     """Each image's window, one after another along the batch axis."""
-    rows, columns = spatial_axes(layer)
+    rows, columns = layer.spatial_axes
     parts = []
     for image, window in zip(values, windows if len(windows) > 1 else [*windows] * len(values), strict=True):
         assert window is not None
@@ -296,5 +285,5 @@ def _gridded(values: Array, grid: tuple[int, int], axes: tuple[int, int]) -> Arr
 
 def _shared_axes(layer: Layer, ndim: int, pooled: bool) -> tuple[int, ...]:
     """All axes but those of batch and channel; a vector has one scale, not one a value."""
-    channel = layer.channel_axis if has_space(layer) and not pooled else None
+    channel = layer.channel_axis if layer.has_space and not pooled else None
     return tuple(axis for axis in range(ndim) if axis not in (layer.batch_axis, channel))

@@ -39,7 +39,7 @@ def has_place(layer: Layer) -> bool:
 
 
 def _cells(layer: Layer) -> tuple[int, int]:
-    if layer.layout not in ("NCHW", "NHWC") or not has_place(layer):
+    if not layer.has_space or not has_place(layer):
         raise NotCombinable(
             f"layer {layer.name!r} has no known place in the photograph, so region cannot be cut out of it: "
             "leave it out, or ask for region with other layers",

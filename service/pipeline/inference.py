@@ -29,6 +29,7 @@ from service.pipeline.prepare import (
 from service.pipeline.stopwatch import Stopwatch
 from service.values import (
     DATATYPE_OF,
+    NO_REDUCTION,
     Array,
     FeatureMap,
     Inference,
@@ -128,7 +129,7 @@ class InferenceAnswer:
 
     def _check_one(self, output: Output, layer: Layer) -> None:
         numeric = reduce.is_numeric(layer.dtype)
-        if numeric or output.reduction != reduce.NOTHING or output.classes:
+        if numeric or output.reduction != NO_REDUCTION or output.classes:
             reduce.check(layer, output.reduction)
         dtype = reduce.answer_dtype(layer, output.reduction).name if numeric else layer.dtype
         if dtype:
@@ -161,7 +162,7 @@ class InferenceAnswer:
     def _reduced(self, ready: Ready, feature_map: FeatureMap, output: Output) -> list[Named]:
         layer, values = feature_map.layer, feature_map.values
         arrays = {layer.name: values}
-        if output.reduction != reduce.NOTHING:
+        if output.reduction != NO_REDUCTION:
             arrays = reduce.apply(feature_map, output.reduction, ready.windows.get(layer.name, ()))
         if output.classes:
             labels = ready.model.labels if layer.name in ready.model.outputs else ()

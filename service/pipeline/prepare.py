@@ -6,14 +6,13 @@ from functools import cached_property
 
 import numpy as np
 
-from service.engine.batching import Parts
 from service.engine.loaded import LoadedModel
 from service.errors import AnswerTooLarge, InvalidParameter, NotCombinable, RequestError, TooManyImages
 from service.intake.decode import decode
 from service.intake.preprocess import preprocess, read_tensor
 from service.output.window import find_window
 from service.pipeline.stopwatch import Stopwatch
-from service.values import Array, Job, Layer, Limits, Picture, Placement, Prepared, Window
+from service.values import Array, Job, Layer, Limits, Parts, Picture, Placement, Prepared, Window
 
 Windows = Mapping[str, tuple[Window, ...]]
 # Called twice: before anything is decoded, and, where a region decides the size, once it is known.
@@ -43,6 +42,8 @@ class Ready:
     @cached_property
     def parts(self) -> Parts:
         """What of the layers' reductions is done where their maps lie."""
+        if not self.images:
+            return {}  # Nothing runs.
         return self.model.parts_of({layer: self.job.reduction_of(layer.name) for layer in self.layers})
 
     @property

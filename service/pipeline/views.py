@@ -11,7 +11,7 @@ from service.output import pictures, reduce
 from service.output.statistics import describe
 from service.pipeline.answers import Encoded, too_large, window_of
 from service.pipeline.prepare import Ready, Windows
-from service.values import Array, Drawing, FeatureMap, Job, Layer
+from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Job, Layer
 
 ON_PHOTOGRAPH = ("overlay", "eigencam", "cam")
 
@@ -91,7 +91,7 @@ class StatisticsAnswer:
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """Text has no statistics."""
         for layer in layers:
-            reduce.check(layer, reduce.NOTHING)
+            reduce.check(layer, NO_REDUCTION)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """Describe every map."""
@@ -115,6 +115,6 @@ def _left(layer: Layer, job: Job, windows: Windows) -> Layer:
     if chosen is not None and layer.channel_axis is not None:
         channels = shape[layer.channel_axis] = chosen.top or len(chosen.indices)
     if (window := window_of(layer, windows)) is not None:
-        rows, columns = reduce.spatial_axes(layer)
+        rows, columns = layer.spatial_axes
         shape[rows], shape[columns] = window.height, window.width
     return replace(layer, shape=tuple(shape), channels=channels)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from service.engine.batching import NOTHING, Parts
 from service.engine.catalog import Catalog
 from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel
@@ -35,7 +34,7 @@ from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.tally import Tallies
 from service.pipeline.uploads import Uploads
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
-from service.values import Array, Drawing, FeatureMap, Job, Layer, Limits, Payload, Step
+from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Job, Layer, Limits, Parts, Payload, Step
 
 T = TypeVar("T")
 REST_AFTER_S = 5.0
@@ -382,7 +381,7 @@ def _held_bytes(value: Source | Array) -> int:
 def _finish(ready: Ready, values: Mapping[str, Array], done: Parts, answer: Answer) -> Payload:
     """Reduce by what is not done yet, encode and, where the client takes it and it pays, compress."""
     what = ready.layers[0].name if len(ready.layers) == 1 else "layers"
-    maps = [FeatureMap(x, values[x.name], done.get(x.name, NOTHING)) for x in ready.layers]
+    maps = [FeatureMap(x, values[x.name], done.get(x.name, NO_REDUCTION)) for x in ready.layers]
     encoded, wanted, packed = answer.finish(ready, maps), ready.job.coding, None
     if wanted and not encoded.media_type.startswith("image/"):
         with ready.watch.measure("compress"):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from service.engine.extent import ModelLimits
 from service.engine.graph import read
 from service.engine.inspector import Inspector
 from service.engine.loaded import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import ModelFailed
-from service.values import ModelLimits
 from tests.builders import put, small_cnn
 from tests.engine.hostile import HOSTILE
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from service.engine.extent import MODEL_LIMITS
 from service.engine.graph import Graph
 from service.engine.loaded import TABLES_KEPT, LoadedModel, load
 from service.engine.nodes import Network
@@ -21,7 +22,7 @@ from service.engine.plan_cache import FUSE_AFTER, PlanCache
 from service.engine.runner import Runtime, Session, Stop, Stopped
 from service.errors import ModelFailed, ShapeMismatch
 from service.output.reduce import apply
-from service.values import MODEL_LIMITS, Channels, FeatureMap, Reduction, Region, Window
+from service.values import Channels, FeatureMap, Reduction, Region, Window
 from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import model as make
 from tests.builders import put, reshaping_cnn, small_cnn
@@ -359,6 +360,15 @@ def test_jobs_of_all_kinds_that_share_batches_on_the_device_get_what_they_get_al
             assert len(outcome[layer.name]) == len(x)
 
 
+def test_a_job_holds_nothing_of_those_that_shared_its_batch(tmp_path: Path) -> None:
+    bound, _ = on_device(put(tmp_path, "m", small_cnn()))
+    layers = bound.layers((32, 32)).select(["stem/relu"])
+    images = np.random.default_rng(0).random((2, 1, 3, 32, 32), np.float32)
+    for outcome in bound.run_together([(image, layers, {}) for image in images]):
+        assert isinstance(outcome, dict)
+        assert outcome["stem/relu"].base is None
+
+
 def test_batches_of_changing_sizes_build_sessions_of_few_shapes(tmp_path: Path) -> None:
     """cuDNN plans a session's convolutions anew whenever its input has another shape than before."""
     bound, runtime = on_device(put(tmp_path, "m", small_cnn()))
@@ -375,13 +385,13 @@ def test_batches_of_changing_sizes_build_sessions_of_few_shapes(tmp_path: Path) 
     assert built_by([3, 4, 6, 7, 13, 16, 2, 1]) == 0
 
 
-def test_many_images_run_in_batches_no_larger_than_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("allowed", "batches"), [(4, [4, 4, 4]), (6, [6, 6]), (20, [16])])
+def test_many_images_run_in_batches_no_larger_than_allowed_padding_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int, batches: list[int]
 ) -> None:
     file = put(tmp_path, "m", small_cnn())
-    bound = load(
-        "m", "1", file, file.parent, Runtime(bind=True, batch_pixels=4 * 32 * 32), PlanCache(1 << 30)
-    )
+    runtime = Runtime(bind=True, batch_pixels=allowed * 32 * 32)
+    bound = load("m", "1", file, file.parent, runtime, PlanCache(1 << 30))
     (layer,) = bound.layers((32, 32)).select(["stem/relu"])
     images, sizes, run = np.random.default_rng(0).random((11, 3, 32, 32), np.float32), [], Session.run
 
@@ -393,7 +403,7 @@ def test_many_images_run_in_batches_no_larger_than_allowed(
     bound.run(images[:2], [layer])
     monkeypatch.setattr(Session, "run", watched)
     assert np.allclose(bound.run(images, [layer])[layer.name], expected, atol=1e-6)
-    assert sizes == [4, 4, 4]
+    assert sizes == batches
 
 
 def test_warm_layers_are_ready_before_the_first_request(tmp_path: Path) -> None:

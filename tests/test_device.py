@@ -1,0 +1,106 @@
+"""The whole way of a request with a device, which is the CPU here, against the same way without one."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, helper
+
+from service import app
+from service.engine.runner import Runtime
+from service.pipeline.work import Pipeline
+from service.settings import Settings
+from service.values import Array, Channels, Drawing, Inference, Job, Output, Payload, Reduction, Region
+from tests.builders import encoded, photograph, put, small_cnn
+from tests.builders import model as make
+
+AVERAGE = Reduction(pool="avg")
+IMAGE = encoded(photograph(64, 48), "PNG")
+Ask = Callable[[Pipeline], Awaitable[Payload]]
+
+
+def without_images() -> ModelProto:
+    """Two inputs, neither of them an image; its layers have rows and columns."""
+    pooled = helper.make_node("MaxPool", ["left"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2])
+    added = helper.make_node("Add", ["pooled", "right"], ["sum"])
+    return make([pooled, added], {"left": [1, 3, 8, 8], "right": [1, 3, 4, 4]}, ["sum"])
+
+
+@pytest.fixture
+def pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Pipeline]]:
+    """One with a device and batches, one without."""
+    put(tmp_path, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    put(tmp_path, "two", without_images())
+    made = []
+    for has_device in (True, False):
+        monkeypatch.setattr(app, "Runtime", functools.partial(Runtime, bind=has_device))
+        settings = Settings(
+            models=(tmp_path,),
+            image_store=str(tmp_path / f"images-{has_device}.sqlite3"),
+            graph_optimization="off",
+            load="lazy",
+            batching="on" if has_device else "off",
+        )
+        made.append(app.make_pipeline(settings))
+    yield made
+    for pipeline in made:
+        pipeline.close()
+
+
+def features(layer: str, reduction: Reduction, images: int = 1) -> Ask:
+    job = Job("small", None, (IMAGE,) * images, None, (layer,), reduction, format="npz")
+    return lambda pipeline: pipeline.extract(job)
+
+
+def kept_image(layer: str, reduction: Reduction) -> Ask:
+    async def ask(pipeline: Pipeline) -> Payload:
+        image, _ = await pipeline.images.create("", IMAGE)
+        return await pipeline.extract(Job("small", None, (), None, (layer,), reduction, image_id=image.id))
+
+    return ask
+
+
+def inference(model: str, layer: str, reduction: Reduction, **tensors: Array) -> Ask:
+    asked = (Output(layer, reduction, binary=True),)
+    sent = Inference(b"", 0, None, tensors, asked, Output("", Reduction(), binary=True))
+    return lambda pipeline: pipeline.infer(Job(model, None, (), None, (), inference=sent))
+
+
+def picture(layer: str, reduction: Reduction) -> Ask:
+    job = Job("small", None, (IMAGE,), None, (layer,), reduction)
+    return lambda pipeline: pipeline.render(job, Drawing(style="grid"))
+
+
+def noise(*shape: int) -> Array:
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+ASKED = {
+    "an average of the input": features("image", AVERAGE),
+    "an average": features("stem/relu", AVERAGE),
+    "channels of two images": features("stem/relu", Reduction(Channels((2, 0))), images=2),
+    "levels of averaged channels": features(
+        "stem/relu", Reduction(Channels((1, 3)), pool="avg", dtype="uint8")
+    ),
+    "a region": features("stem/relu", Reduction(region=Region(0, 0, 32, 24), pool="avg"), images=3),
+    "the most active": features("stem/relu", Reduction(Channels(top=3), pool="avg"), images=2),
+    "a kept image": kept_image("stem/relu", Reduction(Channels((3, 4)), pool="avg")),
+    "a model without images": inference(
+        "two", "pooled", AVERAGE, left=noise(1, 3, 8, 8), right=noise(1, 3, 4, 4)
+    ),
+    "no image": inference("small", "stem/relu", AVERAGE, image=noise(0, 3, 32, 32)),
+    "five images": inference("small", "stem/relu", AVERAGE, image=noise(5, 3, 32, 32)),
+    "a picture of channels": picture("stem/relu", Reduction(Channels((3, 1)))),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_an_answer_with_a_device_is_that_without_one(pipelines: list[Pipeline], ask: Ask) -> None:
+    async def answer(pipeline: Pipeline) -> bytes:
+        return b"".join((await ask(pipeline)).chunks)
+
+    found, expected = (asyncio.run(answer(pipeline)) for pipeline in pipelines)
+    assert found == expected
