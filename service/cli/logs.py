@@ -15,6 +15,9 @@ ESCAPED |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029)}
 
 def set_up(settings: Settings, worker: int | None = None) -> None:
     """Write this process's log to standard error; a worker's lines name it."""
+    # Where a line comes from is not told, and not found out: https://docs.python.org/3/howto/logging.html#optimization
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(worker) if settings.log_format == "json" else TextLines(worker))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
@@ -38,7 +41,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a record: time, level, logger, message, and what the record carries as `fields`."""
+    """One object a record: time, level, logger, message, and what the record's `fields` give."""
 
     def __init__(self, worker: int | None) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class JsonLines(logging.Formatter):
             **self._worker,
         }
         fields = getattr(record, "fields", None)
-        told |= fields if fields is not None else {"message": record.getMessage()}
+        told |= fields() if fields is not None else {"message": record.getMessage()}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         return json.dumps(told, default=str)

@@ -61,7 +61,9 @@ class Tallies:
 
     def of(self, name: str, version: str) -> Tally:
         """What was counted of a version."""
-        return self._tallies.setdefault((name, version), Tally())
+        if (name, version) not in self._tallies:
+            self._tallies[name, version] = Tally()
+        return self._tallies[name, version]
 
     @contextmanager
     def counting(self, model: Identity) -> Iterator["Count"]:
@@ -80,8 +82,9 @@ class Tallies:
         """A network ran; requests that ask the same share one run."""
         tally = self.of(model.name, model.version)
         tally.runs += 1
-        batch = tally.batches.setdefault(images, _stages())
+        if images not in tally.batches:
+            tally.batches[images] = _stages()
         for stage, parts in STAGES.items():
             spent = sum(seconds.get(part, 0.0) for part in parts)
             tally.stages[stage].add(spent)
-            batch[stage].add(spent)
+            tally.batches[images][stage].add(spent)

@@ -3,15 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, cast
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__
 from service.pipeline.work import Pipeline
 from service.web import cors, journal, openapi, problems, siblings
 from service.web.access import Access, Guard
+from service.web.direct import Direct
 from service.web.door import Readiness
 from service.web.exchange import Observer
 from service.web.metrics import Metrics
@@ -22,6 +26,24 @@ from service.web.v2 import inference, repository, server
 from service.web.v2 import models as v2_models
 from service.web.visits import Visits
 
+# FastAPI's own would tell of messages of errors, which hold what clients sent; `traces` tells what is wanted.
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
+
+
+class Application(FastAPI):
+    """FastAPI behind what a request goes through first, which need not go through FastAPI's own steps."""
+
+    way_in: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        scope["app"] = self
+        await self.way_in(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As FastAPI answers."""
+        await super().__call__(scope, receive, send)
+
 
 def build(
     pipeline: Pipeline,
@@ -31,10 +53,10 @@ def build(
     guard: Guard,
     place: Place,
     observers: Sequence[Observer],
-) -> FastAPI:
+) -> Application:
     """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
 
-    app = FastAPI(
+    app = Application(
         title="featuremaps",
         version=__version__,
         lifespan=_life(pipeline, eager, guard, observers),
@@ -42,6 +64,7 @@ def build(
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
+        telemetry=NO_TELEMETRY,
     )
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
@@ -54,26 +77,29 @@ def build(
         app.include_router(routes.router)
     problems.install(app)
     openapi.install(app)
-    _stand_before(app, pipeline, guard, observers)
+    app.way_in = _way_in(app, pipeline, guard, observers)
     return app
 
 
-def _stand_before(app: FastAPI, pipeline: Pipeline, guard: Guard, observers: Sequence[Observer]) -> None:
-    """What a request goes through before it is routed."""
-    # The last one added stands outermost.
-    app.add_middleware(Visits, admission=pipeline.admission, limits=pipeline.limits)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(Access, guard=guard, admission=pipeline.admission, limits=pipeline.limits)
+def _way_in(app: "Application", pipeline: Pipeline, guard: Guard, observers: Sequence[Observer]) -> ASGIApp:
+    """What a request goes through before FastAPI routes it, the last one first."""
+    admission, limits = pipeline.admission, pipeline.limits
+    way: ASGIApp = Direct(app.route, features.router.routes)
+    way = Visits(way, admission, limits)
+    way = HeadAsGet(way)
+    way = Access(way, guard, admission, limits)
     if guard.cors_origins:
-        app.add_middleware(CORSMiddleware, **cors.options(guard.cors_origins))
-    app.add_middleware(
-        RequestContext,
+        way = CORSMiddleware(way, **cors.options(guard.cors_origins))
+    way = RequestContext(
+        way,
         readiness=app.state.readiness,
         tell=[app.state.metrics.observe, journal.write, *(observer.tell for observer in observers)],
         resource_policy=cors.resource_policy(guard.cors_origins),
     )
     if guard.trusted_proxies:
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(guard.trusted_proxies))
+        # Its types are the server's own, which say of ASGI's what Starlette's say.
+        return cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, way), list(guard.trusted_proxies)))
+    return way
 
 
 def _life(

@@ -36,7 +36,7 @@ async def audited(request: Request, action: str, subject: str) -> AsyncIterator[
 def tell(record: dict[str, str]) -> None:
     """Quoted, so that nobody's name makes a line of its own."""
     text = " ".join(f"{name}={value!r}" for name, value in record.items())
-    log.info("%s", text, extra={"fields": record})
+    log.info("%s", text, extra={"fields": lambda: record})
 
 
 def _address(request: Request) -> str:

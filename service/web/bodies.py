@@ -4,7 +4,6 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -68,30 +67,30 @@ async def read_job(request: Request, model: str, query: Query, pipeline: Pipelin
     kind = content_type.partition(";")[0].strip().lower()
     if kind == JSON:
         images, query = await pipeline.in_thread(_from_json, body, query, request)
-        return _job(request, model, query, images, None), query
+        return job_of(request, model, query, images), query
     if kind == MULTIPART:
         images = await pipeline.in_thread(_from_multipart, body, content_type, pipeline.limits.images)
-        return _job(request, model, query, images, None), query
+        return job_of(request, model, query, images), query
     if not body:
         raise MalformedRequest("the body is empty: send the bytes of one image, or see /openapi.json")
     if kind == NPY:
-        return _job(request, model, query, (), body), query
+        return job_of(request, model, query, tensor=body), query
     if kind in IMAGE_LABELS or kind.startswith("image/"):
-        return _job(request, model, query, (body,), None), query
+        return job_of(request, model, query, (body,)), query
     raise UnsupportedBody(
         f"a body of type {kind!r} is not taken; send image/* or application/octet-stream, "
         f"{MULTIPART} with parts called {IMAGE_PART!r}, {NPY}, or {JSON}"
     )
 
 
-def _job(
-    request: Request, model: str, query: AnyQuery, images: tuple[bytes, ...], tensor: bytes | None
+def job_of(
+    request: Request,
+    model: str,
+    query: AnyQuery,
+    images: tuple[bytes, ...] = (),
+    tensor: bytes | None = None,
 ) -> Job:
-    return replace(job_of(request, model, query), images=images, tensor=tensor)
-
-
-def job_of(request: Request, model: str, query: AnyQuery) -> Job:
-    """The job that a query asks for, without its images.
+    """The job that a query asks for.
 
     Raises:
         InvalidParameter
@@ -104,8 +103,8 @@ def job_of(request: Request, model: str, query: AnyQuery) -> Job:
     return Job(
         model=model,
         version=query.version,
-        images=(),
-        tensor=None,
+        images=images,
+        tensor=tensor,
         layers=(_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
         reduction=asked,
         format=arrays.format if arrays else None,

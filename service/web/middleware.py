@@ -1,7 +1,7 @@
 """What happens to every request, whatever it asks. Plain ASGI."""
 
 import re
-import uuid
+import secrets
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,7 +30,8 @@ class RequestContext:
     ) -> None:
         self._app = app
         self._readiness = readiness
-        self._security = {**SECURITY_HEADERS, "Cross-Origin-Resource-Policy": resource_policy}
+        security = {**SECURITY_HEADERS, "Cross-Origin-Resource-Policy": resource_policy}
+        self._security = [(name.lower().encode(), value.encode()) for name, value in security.items()]
         self._tell = tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,12 +48,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
+                headers = message["headers"] = list(message["headers"])
+                told = {name for name, _ in headers}
+                headers += [(name, value) for name, value in self._security if name not in told]
+                headers.append((b"x-request-id", request_id.encode()))
                 if self._readiness.is_draining:
-                    headers["Connection"] = "close"
-                for name, value in self._security.items():
-                    headers.setdefault(name, value)
+                    MutableHeaders(raw=headers)["Connection"] = "close"
             await send(message)
             exchange.sent_bytes += len(message.get("body", b""))
 
@@ -99,4 +100,4 @@ class HeadAsGet:
 
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

@@ -5,6 +5,7 @@ FastAPI looks at each field of a query anew for each request, which for ours tak
 
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -65,7 +66,7 @@ def _given_value(told: dict[str, Any]) -> dict[str, Any]:
 
 def _given(request: Request) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
         if name in REPEATABLE:
             values.setdefault(name, []).append(value)
         elif name in values:

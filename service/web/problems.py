@@ -82,6 +82,13 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
+async def refusal(request: Request, error: Exception) -> Response:
+    """The answer to an error that a route raised."""
+    if isinstance(error, RequestValidationError):
+        return await _on_validation_error(request, error)
+    return await _on_service_error(request, error)
+
+
 def problem(request: Request, error: ServiceError) -> Response:
     """The problem document of one of our errors."""
     status = STATUS[type(error)]

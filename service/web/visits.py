@@ -242,11 +242,19 @@ class _Answer:
             self.has_begun = True
             if not (self._body.complete or self._body.will_come):
                 MutableHeaders(scope=message)["Connection"] = "close"
-        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            await self._end(message)
+            return
         with self.patience:
-            await self._send({**message, "more_body": True} if last else message)
-        if last:
+            await self._send(message)
+
+    async def _end(self, message: Message) -> None:
+        """The last part: what the client still sends is read, and what it was sent is waited for."""
+        if message.get("body") or not self._body.complete:
+            with self.patience:
+                await self._send({**message, "more_body": True})
             await self._body.drain()
+        with self.patience:
             await self._send({"type": "http.response.body", "body": b""})
 
 

@@ -1,0 +1,100 @@
+"""Operations that are called without FastAPI's steps answer as FastAPI does."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service.app import make_app
+from service.settings import Settings
+from tests.builders import encoded, photograph, put, small_cnn
+
+IMAGE = encoded(photograph(64, 48), "PNG")
+JSON = {"Content-Type": "application/json"}
+# How long something took, and which request it was.
+CHANGING = ("server-timing", "x-request-id")
+REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maps": ("/v1/models/small/features?layers=stages&pool=avg", {"content": IMAGE}),
+    "names with a comma and a space": ("/v1/models/small/features?layers=block%2C1+x", {"content": IMAGE}),
+    "numbers": ("/v1/models/small/features/json?layers=stem/relu&pool=max", {"content": IMAGE}),
+    "statistics": ("/v1/models/small/statistics", {"content": IMAGE}),
+    "a picture": ("/v1/models/small/render?layer=stem/relu", {"content": IMAGE}),
+    "a JSON body": ("/v1/models/small/features", {"content": b'{"images": ["x"]}', "headers": JSON}),
+    "no such model": ("/v1/models/nothing/features", {"content": IMAGE}),
+    "no such parameter": ("/v1/models/small/features?sizes=1", {"content": IMAGE}),
+    "a wrong value": ("/v1/models/small/features?pool=min", {"content": IMAGE}),
+    "a value twice": ("/v1/models/small/features?pool=avg&pool=max", {"content": IMAGE}),
+    "no image": ("/v1/models/small/features", {"content": b"nothing"}),
+    "no body": ("/v1/models/small/features", {}),
+}
+NOT_DIRECT: dict[str, tuple[str, str]] = {
+    "another method": ("PUT", "/v1/models/small/features"),
+    "a name that no model can have": ("POST", "/v1/models/.small/features"),
+    "a line break after the name": ("POST", "/v1/models/small%0A/features"),
+    "more behind it": ("POST", "/v1/models/small/features/"),
+}
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> FastAPI:
+    put(tmp_path, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    store = str(tmp_path / "images.sqlite3")
+    return make_app(Settings(models=(tmp_path,), image_store=store, graph_optimization="off"))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often FastAPI itself was asked, by path."""
+    found, call = Counter[str](), FastAPI.__call__
+
+    async def counted(self: FastAPI, scope: Any, receive: Any, send: Any) -> None:
+        found[scope["path"]] += 1
+        await call(self, scope, receive, send)
+
+    monkeypatch.setattr(FastAPI, "__call__", counted)
+    return found
+
+
+def answer(app: FastAPI, method: str, url: str, below: str = "", **given: Any) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app, root_path=below)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.request(method, below + url, **given)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+def test_an_operation_called_directly_answers_as_below_another_applications_path(
+    app: FastAPI, asked: Counter[str], what: str
+) -> None:
+    url, given = REQUESTS[what]
+    direct = answer(app, "POST", url, **given)
+    assert not asked
+    by_fastapi = answer(app, "POST", url, below="/below", **given)
+    assert asked.total() == 1
+    assert direct.status_code == by_fastapi.status_code
+    assert told(direct) == told(by_fastapi)
+
+
+@pytest.mark.parametrize("what", NOT_DIRECT)
+def test_what_is_not_plainly_such_an_operation_fastapi_answers(
+    app: FastAPI, asked: Counter[str], what: str
+) -> None:
+    refused = answer(app, *NOT_DIRECT[what], content=IMAGE)
+    assert asked.total() == 1
+    assert refused.status_code in (404, 405, 422)
+    assert refused.json()["code"]
+
+
+def told(found: httpx.Response) -> tuple[dict[str, str], Any]:
+    """Headers and content, but for what changes with each request or names its path."""
+    headers = {name: value for name, value in found.headers.items() if name not in CHANGING}
+    if "problem" not in headers["content-type"]:
+        return headers, found.content
+    headers.pop("content-length")
+    return headers, found.json() | {"request_id": "", "instance": ""}
