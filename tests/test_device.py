@@ -2,7 +2,8 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Iterator
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import ModelProto, helper
 
 from service import app
 from service.engine.runner import Runtime
+from service.errors import ServiceError
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Array, Channels, Drawing, Inference, Job, Output, Payload, Reduction, Region
@@ -19,6 +21,7 @@ from tests.builders import model as make
 
 AVERAGE = Reduction(pool="avg")
 IMAGE = encoded(photograph(64, 48), "PNG")
+PHOTOGRAPHS = [encoded(photograph(64 + 8 * i, 48 + 4 * i, seed=i), "PNG") for i in range(5)]
 Ask = Callable[[Pipeline], Awaitable[Payload]]
 
 
@@ -33,6 +36,7 @@ def without_images() -> ModelProto:
 def pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Pipeline]]:
     """One with a device and batches, one without."""
     put(tmp_path, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    put(tmp_path, "fixed", small_cnn(1, 32, 32))
     put(tmp_path, "two", without_images())
     made = []
     for has_device in (True, False):
@@ -104,3 +108,44 @@ def test_an_answer_with_a_device_is_that_without_one(pipelines: list[Pipeline], 
 
     found, expected = (asyncio.run(answer(pipeline)) for pipeline in pipelines)
     assert found == expected
+
+
+def random_job(rng: random.Random, layers: Sequence[str]) -> Job:
+    """Some of which are refused, which has to be the same too."""
+    channels = rng.choice([None, None, Channels((1, 0)), Channels((3,)), Channels(top=2)])
+    region = rng.choice([None, None, None, Region(0, 0, 32, 24)])
+    pool, dtype = (
+        rng.choice(["none", "avg", "avg", "max"]),
+        rng.choice(["native", "native", "float16", "uint8"]),
+    )
+    name = rng.choice(["small", "small", "fixed"])
+    size = (48, 40) if name == "small" and rng.random() < 0.3 else None
+    images = tuple(rng.choice(PHOTOGRAPHS) for _ in range(rng.choice([1, 1, 1, 2, 3, 5])))
+    chosen = tuple(rng.sample(layers, rng.choice([1, 1, 2, 3])))
+    reduction = Reduction(channels, region, pool, None, dtype)
+    return Job(name, None, images, None, chosen, reduction, format="npz", size=size)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_different_requests_at_one_time_get_with_a_device_what_they_get_without(
+    pipelines: list[Pipeline], seed: int
+) -> None:
+    rng = random.Random(seed)
+    layers = [layer.name for layer in pipelines[0].catalog.get("small", None).layers().layers]
+    jobs = [random_job(rng, layers) for _ in range(60)]
+
+    async def answer(pipeline: Pipeline, job: Job) -> bytes | str:
+        try:
+            return b"".join((await pipeline.extract(job)).chunks)
+        except ServiceError as error:
+            return str(error)
+
+    async def answers(pipeline: Pipeline) -> list[bytes | str]:
+        return await asyncio.gather(*(answer(pipeline, job) for job in jobs))
+
+    found, expected = (asyncio.run(answers(pipeline)) for pipeline in pipelines)
+    assert found == expected
+    assert sum(isinstance(one, bytes) for one in found) > 30
+    shared = pipelines[0].figures().batch_sizes
+    assert shared is not None
+    assert sum(shared.counts[1:]) > 0
