@@ -1,6 +1,6 @@
 # The service as an image:       docker build -t featuremaps .
-# With CUDA (its base brings CUDA, cuDNN and Python 3.11 or newer, in the versions that onnxruntime-gpu asks for):
-#                                docker build --build-arg RUNTIME=cuda --build-arg PYTHON_IMAGE=... -t featuremaps:cuda .
+# With CUDA and cuDNN:           docker build --build-arg RUNTIME=cuda -t featuremaps:cuda .
+#                                docker run --gpus all ...   (NVIDIA's driver and container toolkit come with the machine)
 # Models:                        docker run -v ./models:/models:ro ...   (without any, the bundled one)
 # It listens beyond loopback, so it wants keys, or FEATUREMAPS_ALLOW_ANONYMOUS=true where the network is trusted.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

@@ -53,7 +53,7 @@ CPU = ("CPUExecutionProvider",)
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
 NO_CUDA = (
     "provider cuda was asked for, but CUDA does not start here: it takes 'featuremaps[cuda]' instead of "
-    "'featuremaps[cpu]', CUDA 13 and cuDNN 9, and a GPU; or set provider_fallback to run on the CPU instead"
+    "'featuremaps[cpu]', a GPU, and a driver for CUDA 13; or set provider_fallback to run on the CPU instead"
 )
 COLOURS = 3
 # OrtArenaCfg: exactly what is asked for, and not twice as much each time.

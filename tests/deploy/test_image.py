@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -111,3 +112,32 @@ def test_it_ends_well(container: tuple[str, str]) -> None:
     assert (
         docker("inspect", "--format", "{{.State.ExitCode}} {{.State.OOMKilled}}", container[0]) == "0 false"
     )
+
+
+@pytest.fixture(scope="module")
+def cuda_image(image: str) -> str:
+    name = f"{image}-cuda"
+    docker("buildx", "build", "--load", "--tag", name, "--build-arg", "RUNTIME=cuda", ".")
+    return name
+
+
+def test_with_cuda_it_lacks_nothing_but_the_driver_and_says_so(cuda_image: str) -> None:
+    given = ["--env=FEATUREMAPS_ALLOW_ANONYMOUS=true", "--env=FEATUREMAPS_PROVIDER=cuda"]
+    command = ["docker", "run", "--rm", *CONFINED, *given, cuda_image]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert re.findall(r"lib\w+\.so[.\d]*(?=: cannot open)", done.stderr) == ["libcuda.so.1"]
+    assert "a driver for CUDA" in done.stderr
+
+
+def test_with_cuda_it_answers_without_a_gpu_where_it_may(cuda_image: str) -> None:
+    port = free_port()
+    given = ["--env=FEATUREMAPS_ALLOW_ANONYMOUS=true", "--env=FEATUREMAPS_PROVIDER_FALLBACK=true"]
+    published = ["--publish", f"127.0.0.1:{port}:8000", "--env=FEATUREMAPS_PROVIDER=cuda"]
+    name = docker("run", "--detach", *CONFINED, *given, *published, cuda_image)
+    try:
+        until(lambda: health(name) == "healthy", within_s=120)
+        url = f"http://127.0.0.1:{port}/v1/models/cifar-resnet"
+        assert httpx.get(url, trust_env=False).json()["provider"] == "cpu"
+    finally:
+        docker("rm", "--force", name)
