@@ -97,7 +97,7 @@ class LoadedModel:
         """The declared outputs."""
         return self._graph.outputs
 
-    @property
+    @cached_property
     def first_input(self) -> str:
         """The input that takes the image; where there is none, the first of the graph's."""
         return self.image_input.name if self.image_input else self._graph.inputs[0].name
