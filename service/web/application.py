@@ -29,6 +29,8 @@ from service.web.visits import Visits
 # FastAPI's own would tell of messages of errors, which hold what clients sent; `traces` tells what is wanted.
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
 
+COMPUTING = [*features.router.routes, *images.router.routes, *inference.router.routes]
+
 
 class Application(FastAPI):
     """FastAPI behind what a request goes through first, which need not go through FastAPI's own steps."""
@@ -84,7 +86,7 @@ def build(
 def _way_in(app: "Application", pipeline: Pipeline, guard: Guard, observers: Sequence[Observer]) -> ASGIApp:
     """What a request goes through before FastAPI routes it, the last one first."""
     admission, limits = pipeline.admission, pipeline.limits
-    way: ASGIApp = Direct(app.route, features.router.routes)
+    way: ASGIApp = Direct(app.route, COMPUTING)
     way = Visits(way, admission, limits)
     way = HeadAsGet(way)
     way = Access(way, guard, admission, limits)

@@ -29,6 +29,7 @@ from service.values import (
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 VERSION = r"^[0-9]{1,18}$"
+SHA256 = r"^[0-9a-f]{64}$"
 SIDES = r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"
 FormatName = Literal["npz", "safetensors", "npy", "arrow"]
 FilterFormat = Literal["npz", "safetensors", "npy", "png", "webp"]
@@ -188,7 +189,7 @@ class KeptQuery(BaseModel):
     model: str = Field(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])
     digest: str | None = Field(
         None,
-        pattern=r"^[0-9a-f]{64}$",
+        pattern=SHA256,
         description="The model's digest: with `version` the answer never changes",
     )
 

@@ -35,13 +35,11 @@ from service.web.media import (
 )
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
-from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
+from service.web.queries import SHA256, KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
 from service.web.schemas import ImageDescription, Statistics, image_description
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
-ImageId = Annotated[
-    str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the image's bytes, 64 hex digits")
-]
+ImageId = Annotated[str, Path(pattern=SHA256, description="SHA-256 of the image's bytes, 64 hex digits")]
 # What was stored came from outside: as a document of this origin it may do nothing.
 SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'"}
 REFUSALS = (400, 404, 413, 422, 503, 504)
