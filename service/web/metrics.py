@@ -9,6 +9,7 @@ import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -18,10 +19,11 @@ from service import __version__
 from service.pipeline.figures import Distribution
 from service.pipeline.work import Pipeline
 from service.web.door import Readiness
-from service.web.exchange import Exchange
+from service.web.exchange import Exchange, LeftWhile
 from service.web.families import Joined, counter, counters, dump, gauge, histograms, info
 from service.web.gauges import inside
 from service.web.place import Place
+from service.web.problems import CODES
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 # OpenTelemetry's advice for http.server.request.duration.
@@ -44,8 +46,9 @@ class Metrics:
         self._seconds = defaultdict[tuple[str, str, int], Distribution](partial(Distribution, SECONDS))
         self._stages = defaultdict[str, Distribution](partial(Distribution, STAGE_SECONDS))
         self._received, self._sent = Distribution(BYTES), Distribution(BYTES)
-        self._rejected: Counter[str] = Counter()
-        self._cancelled: Counter[str] = Counter()
+        # Told from the start, since a rate of what begins at 1 does not see the first.
+        self._rejected = Counter(dict.fromkeys(CODES, 0))
+        self._cancelled: Counter[str] = Counter(dict.fromkeys(get_args(LeftWhile), 0))
 
     def observe(self, exchange: Exchange) -> None:
         """Count a request that is over."""

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 
+from service.web.problems import CODES
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.test_readme import rows
 from tests.web.inside import Running, running, slow_cnn
@@ -129,3 +130,12 @@ def test_openmetrics_is_given_to_who_asks_for_it(service: Running) -> None:
         answer = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert {f.name for f in openmetrics(answer.text)} >= {"featuremaps_requests", "featuremaps_held_bytes"}
+
+
+def test_what_has_not_happened_yet_is_told_as_0_so_that_a_rate_sees_the_first(service: Running) -> None:
+    families = service.metrics()
+    rejected = {s.labels["reason"]: s.value for s in families[f"{PREFIX}rejected"].samples}
+    assert rejected.keys() == set(CODES)
+    cancelled = {s.labels["stage"]: s.value for s in families[f"{PREFIX}cancelled"].samples}
+    assert cancelled == {"sending": 0, "queued": 0, "running": 0, "sending_answer": 0}
+    assert not any(rejected.values())
