@@ -71,7 +71,7 @@ def test_channels_and_averages_on_the_gpu_are_numpys(file: Path, model: LoadedMo
     x = np.random.default_rng(0).random((images, 3, 224, 224), np.float32)
     (layer,) = model.layers().select([relus(file)[1]])
     asked = Reduction(channels=Channels((5, 3, 60)), pool="avg")
-    parts = model.parts_of({layer: asked})
+    parts = model.parts_of([layer], lambda _: asked)
     assert parts == {layer.name: asked}
     whole = model.run(x, [layer])[layer.name]
     found = model.run(x, [layer], parts=parts)[layer.name]
@@ -99,7 +99,7 @@ def test_a_layer_of_a_float16_model_is_float16_on_the_gpu_too(tmp_path: Path) ->
     found = half.run(x, [layer])["stem/relu"]
     assert found.dtype == np.float16
     assert np.abs(found - expected).max() <= 5e-3 * np.abs(expected).max()
-    parts = half.parts_of({layer: Reduction(pool="avg")})
+    parts = half.parts_of([layer], lambda _: Reduction(pool="avg"))
     averaged = half.run(x, [layer], parts=parts)["stem/relu"]
     assert averaged.dtype == np.float16
     mean = found.mean(axis=(2, 3), dtype=np.float64)

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 from cachetools import LRUCache
+from cachetools.keys import hashkey
 
 from service.engine.device import Device
 from service.engine.graph import Graph
@@ -217,7 +218,7 @@ class Execution:
         each time, with batches of changing sizes thirty times what a run takes.
         """
         shapes = self.device.shapes({name: values[name] for name in step.reads if name in values})
-        return (self._owner, step, free, shapes)
+        return hashkey(self._owner, step, free, shapes)
 
     def _frees(self, step: Step, batch: bool) -> bool:
         return batch and not self._fixed_batch.isdisjoint(step.reads)

@@ -142,6 +142,8 @@ class LoadedModel:
         """Every layer for one image of `size` (H, W), the served size without it."""
         if self.image_input is not None:
             size = self.recipe_at(size).size
+        if self.recipe is None or size == self.recipe.size:
+            return self._served_table
         return self._kept_table(self._input_shapes(size))
 
     def layers_for(self, shapes: Shapes) -> LayerTable:
@@ -177,13 +179,13 @@ class LoadedModel:
             values |= self._images.run(self._asked(feeds, layers, parts or {}), stop)
         return {layer.name: values[layer.name] for layer in layers}
 
-    def parts_of(self, reductions: Mapping[Layer, Reduction]) -> Parts:
-        """What of some layers' reductions `run` can do on the device, before maps are copied from it."""
+    def parts_of(self, layers: Sequence[Layer], reduction_of: Callable[[str], Reduction]) -> Parts:
+        """What of layers' reductions `run` can do on the device, before maps are copied from it."""
         device = self._execution.device
         if not device.is_apart or self.image_input is None:
             return {}
-        computed = {x: reduction for x, reduction in reductions.items() if x.index >= 0}
-        parts = {layer.name: device.part_of(layer, reduction) for layer, reduction in computed.items()}
+        computed = [layer for layer in layers if layer.index >= 0]
+        parts = {layer.name: device.part_of(layer, reduction_of(layer.name)) for layer in computed}
         return {name: part for name, part in parts.items() if part != NO_REDUCTION}
 
     def run_together(

@@ -67,7 +67,7 @@ def preprocess(picture: Picture, recipe: Preprocessing, spec: TensorSpec) -> Pre
     planes = tensor[0] if spec.layout == "NCHW" else np.moveaxis(tensor[0], -1, 0)
     for channel, (table, plane) in enumerate(zip(tables, planes, strict=True)):
         # With mode="clip" numpy writes into `out` directly; every uint8 is a valid index anyway.
-        np.take(table, pixels[..., channel], out=plane, mode="clip")
+        table.take(pixels[..., channel], out=plane, mode="clip")
     return Prepared(tensor, (_placement(photo, fitted),))
 
 

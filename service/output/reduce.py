@@ -85,6 +85,8 @@ def cut_channels_and_region(
 
 def _left(reduction: Reduction, done: Reduction) -> Reduction:
     """What of a reduction is still to be done."""
+    if done is NO_REDUCTION:
+        return reduction
     channels = None if done.channels else reduction.channels
     return replace(reduction, channels=channels, pool="none" if done.pool != "none" else reduction.pool)
 
@@ -148,7 +150,7 @@ def answer_elements(layer: Layer, reduction: Reduction, images: int, window: Win
             shape[rows], shape[columns] = reduction.grid
         if reduction.pool != "none":
             shape[rows] = shape[columns] = 1
-    return int(np.prod(shape, dtype=object))
+    return math.prod(shape)
 
 
 def answer_dtype(layer: Layer, reduction: Reduction) -> np.dtype[np.generic]:

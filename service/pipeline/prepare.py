@@ -44,7 +44,7 @@ class Ready:
         """What of the layers' reductions is done where their maps lie."""
         if not self.images:
             return {}  # Nothing runs.
-        return self.model.parts_of({layer: self.job.reduction_of(layer.name) for layer in self.layers})
+        return self.model.parts_of(self.layers, self.job.reduction_of)
 
     @property
     def largest_bytes(self) -> int:

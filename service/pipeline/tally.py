@@ -1,7 +1,7 @@
 """How often each version of a model was asked and run, and how long that took."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,15 +18,20 @@ STAGES = {
 
 @dataclass
 class Total:
-    """How often something happened, and nanoseconds of all together."""
+    """How often something happened, and seconds of all together."""
 
     count: int = 0
-    ns: int = 0
+    seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Once more."""
         self.count += 1
-        self.ns += round(seconds * 1e9)
+        self.seconds += seconds
+
+
+def _sum(totals: Iterable[Total]) -> Total:
+    both = [(total.count, total.seconds) for total in totals]
+    return Total(sum(count for count, _ in both), sum(seconds for _, seconds in both))
 
 
 def _stages() -> dict[str, Total]:
@@ -42,8 +47,12 @@ class Tally:
     runs: int = 0
     succeeded: Total = field(default_factory=Total)
     failed: Total = field(default_factory=Total)
-    stages: dict[str, Total] = field(default_factory=_stages)
     batches: dict[int, dict[str, Total]] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> Mapping[str, Total]:
+        """Of all batches together."""
+        return {stage: _sum(totals[stage] for totals in self.batches.values()) for stage in STAGES}
 
 
 @dataclass
@@ -85,6 +94,4 @@ class Tallies:
         if images not in tally.batches:
             tally.batches[images] = _stages()
         for stage, parts in STAGES.items():
-            spent = sum(seconds.get(part, 0.0) for part in parts)
-            tally.stages[stage].add(spent)
-            tally.batches[images][stage].add(spent)
+            tally.batches[images][stage].add(sum([seconds[part] for part in parts if part in seconds]))

@@ -4,7 +4,7 @@ import asyncio
 import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -215,8 +215,7 @@ class Pipeline:
         The request's place is given back as soon as its answer is there; that is held, as bytes, until
         it has been sent.
         """
-        with self.admission.visit() as mine:
-            visit = visit or mine
+        with nullcontext(visit) if visit else self.admission.visit() as visit:
             visit.enter()
             try:
                 async with self._deadline(job.timeout_s):

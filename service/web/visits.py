@@ -65,24 +65,25 @@ class Visits:
             await problem(Request(scope), error)(scope, body.receive, answer.send)
 
     async def _work(self, scope: Scope, body: "_Body", answer: "_Answer") -> None:
-        work = asyncio.ensure_future(self._app(scope, body.receive, answer.send))
-        watch = asyncio.create_task(body.until_left())
-        watch.add_done_callback(lambda _: work.cancel())
+        # Without a time of its own: it is over when the client has left, or does nothing for too long.
+        work = asyncio.timeout(None)
         patience = body.patience = answer.patience = _Patience(self._limits.stall_s, work)
+        watch = asyncio.create_task(body.until_left())
+        watch.add_done_callback(lambda _: patience.give_up())
         try:
-            await work
-        except asyncio.CancelledError as error:
+            async with work:
+                await self._app(scope, body.receive, answer.send)
+        except TimeoutError as error:
+            if not work.expired():
+                raise
             if patience.is_over and not answer.has_begun:
                 detail = f"nothing of the body arrived for {self._limits.stall_s:g} seconds"
                 raise DeadlineExceeded(detail, limit=self._limits.stall_s) from error
-            if patience.is_over or (watch.done() and not watch.cancelled()):
-                raise ClientDisconnect from error
-            raise
+            raise ClientDisconnect from error
         finally:
             exchange_of(scope).received_bytes = body.arrived
-            work.cancel()
-            watch.cancel()
             patience.end()
+            watch.cancel()
 
 
 async def refuse(
@@ -96,8 +97,9 @@ async def refuse(
 class _Patience:
     """Ends the work for a client that sends or takes nothing for too long; one timer serves all its parts."""
 
-    def __init__(self, stall_s: float, work: asyncio.Future[None]) -> None:
+    def __init__(self, stall_s: float, work: asyncio.Timeout) -> None:
         self.is_over = False
+        self._has_ended = False
         self._stall_s = stall_s
         self._work = work
         self._loop = asyncio.get_running_loop()
@@ -114,6 +116,7 @@ class _Patience:
 
     def end(self) -> None:
         """The request is over."""
+        self._has_ended = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -126,7 +129,12 @@ class _Patience:
             self._timer = self._loop.call_later(left, self._look)
         else:
             self.is_over = True
-            self._work.cancel()
+            self.give_up()
+
+    def give_up(self) -> None:
+        """End the work, if it has not ended yet."""
+        if not (self._has_ended or self._work.expired()):
+            self._work.reschedule(self._loop.time())
 
 
 class _Body:

@@ -322,7 +322,7 @@ def test_what_is_done_on_the_device_is_not_done_again(
     """The same numbers, whichever part of a reduction a device does."""
     bound, _ = on_device(put(tmp_path, "m", small_cnn()))
     (layer,) = bound.layers((32, 32)).select(["stem/relu"])
-    parts = bound.parts_of({layer: reduction})
+    parts = bound.parts_of([layer], lambda _: reduction)
     assert parts.get(layer.name, Reduction()) == part
     x = np.random.default_rng(0).random((images, 3, 32, 32), np.float32)
     whole = FeatureMap(layer, bound.run(x, [layer])[layer.name])
@@ -348,7 +348,7 @@ def test_jobs_of_all_kinds_that_share_batches_on_the_device_get_what_they_get_al
     jobs = []
     for index in range(12):
         chosen = [layers[i] for i in sorted(rng.choice(len(layers), rng.integers(1, 4), replace=False))]
-        parts = bound.parts_of({x: Reduction(pool="avg") for x in chosen}) if index % 3 == 0 else {}
+        parts = bound.parts_of(chosen, lambda _: Reduction(pool="avg")) if index % 3 == 0 else {}
         jobs.append((rng.random((rng.integers(1, 4), 3, 32, 32), np.float32), chosen, parts))
     for outcome, (x, chosen, parts) in zip(bound.run_together(jobs), jobs, strict=True):
         assert isinstance(outcome, dict), outcome

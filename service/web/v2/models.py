@@ -209,4 +209,4 @@ def _counted(name: str, version: str, tally: Tally) -> Mapping[str, Any]:
 
 
 def _durations(totals: Iterable[tuple[str, Total]]) -> Mapping[str, Any]:
-    return {name: {"count": total.count, "ns": total.ns} for name, total in totals}
+    return {name: {"count": total.count, "ns": round(total.seconds * 1e9)} for name, total in totals}

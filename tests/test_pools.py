@@ -1,0 +1,242 @@
+"""The threads of the stages: how many work at one time, in which order, and what becomes of who leaves."""
+
+import asyncio
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service.engine.runner import Stopped
+from service.pipeline.admission import Admission
+from service.pipeline.pools import Pools, Stages
+from service.pipeline.stopwatch import Stopwatch
+
+
+class Busy:
+    """How many work in each stage, now and at most."""
+
+    def __init__(self) -> None:
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def work(self, names: list[str], seconds: Callable[[], float], result: int) -> Stages[int]:
+        for name in names:
+            yield name
+            with self._lock:
+                self.now[name] += 1
+                self.most[name] = max(self.most[name], self.now[name])
+            time.sleep(seconds())
+            with self._lock:
+                self.now[name] -= 1
+        return result
+
+
+@asynccontextmanager
+async def opened(threads: int) -> AsyncIterator[tuple[Pools, Admission]]:
+    admission = Admission(1000, 1 << 30)
+    pools = Pools(threads, admission, lambda: None)
+    try:
+        yield pools, admission
+    finally:
+        await asyncio.to_thread(pools.close)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_stage_has_more_than_its_threads_and_whoever_stays_gets_an_answer(threads: int, seed: int) -> None:
+    """Two hundred pieces of work through stages in any order, a quarter of which is left at any moment."""
+    rng, busy = random.Random(seed), Busy()
+
+    async def leave(pools: Pools, number: int) -> int | None:
+        names = rng.choices(["read", "prepare", "run", "finish"], k=rng.randint(1, 4))
+        work = busy.work(names, lambda: rng.random() / 500, number)
+        asked = asyncio.create_task(pools.go(work, Stopwatch()))
+        await asyncio.sleep(rng.random() / 10)
+        if number % 4 == 0 and asked.cancel():
+            await asyncio.wait([asked])
+            return None
+        return await asked
+
+    async def all_of_them() -> list[int | None]:
+        async with opened(threads) as (pools, admission):
+            found = await asyncio.gather(*(leave(pools, number) for number in range(200)))
+            while admission.requests:  # noqa: ASYNC110 - threads that still worked for who has left
+                await asyncio.sleep(0.001)
+            assert not any(pools.waiting.values())
+            return found
+
+    found = asyncio.run(asyncio.wait_for(all_of_them(), 60))
+    assert [x for n, x in enumerate(found) if n % 4] == [n for n in range(200) if n % 4]
+    assert max(busy.most.values()) <= threads
+    assert max(busy.most.values()) == threads
+    assert not any(busy.now.values())
+
+
+def test_what_was_asked_first_begins_first() -> None:
+    order: list[int] = []
+
+    async def ask() -> None:
+        async with opened(1) as (pools, _):
+            await asyncio.gather(*(pools.run("run", Stopwatch(), order.append, n) for n in range(50)))
+
+    asyncio.run(ask())
+    assert order == list(range(50))
+
+
+def test_one_thread_does_all_stages_where_they_are_free() -> None:
+    threads: list[int] = []
+
+    def stages() -> Stages[None]:
+        for name in ("prepare", "run", "finish"):
+            yield name
+            threads.append(threading.get_ident())
+
+    async def ask() -> None:
+        async with opened(2) as (pools, _):
+            await pools.go(stages(), Stopwatch())
+
+    asyncio.run(ask())
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+
+
+def test_no_more_is_prepared_while_as_many_as_there_are_threads_run_what_they_prepared() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def first() -> Stages[None]:
+        yield "prepare"
+        yield "run"
+        begun.set()
+        may_end.wait(10)
+
+    async def ask() -> None:
+        async with opened(1) as (pools, _):
+            running = asyncio.create_task(pools.go(first(), Stopwatch()))
+            await asyncio.to_thread(begun.wait, 10)
+            second = asyncio.create_task(pools.run("prepare", Stopwatch(), may_end.is_set))
+            await asyncio.sleep(0.05)
+            assert pools.waiting["prepare"] == 1
+            # Another stage is not held up.
+            assert not await pools.run("read", Stopwatch(), may_end.is_set)
+            may_end.set()
+            await running
+            assert await second
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_closing_service_ends_what_has_begun_and_drops_what_waits() -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(10)
+        ended.append("first")
+
+    async def ask() -> None:
+        async with opened(1) as (pools, _):
+            first = asyncio.create_task(pools.run("run", Stopwatch(), work))
+            await asyncio.to_thread(begun.wait, 10)
+            second = asyncio.create_task(pools.run("run", Stopwatch(), ended.append, "second"))
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(asyncio.to_thread(pools.close))
+            with pytest.raises(Stopped):
+                await second
+            with pytest.raises(Stopped):
+                await pools.run("read", Stopwatch(), ended.append, "too late")
+            may_end.set()
+            await asyncio.gather(first, closing)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+    assert ended == ["first"]
+
+
+def test_an_error_reaches_who_asked_and_the_thread_goes_on() -> None:
+    async def ask() -> None:
+        async with opened(1) as (pools, _):
+            with pytest.raises(ZeroDivisionError):
+                await pools.run("run", Stopwatch(), lambda: 1 // 0)
+            assert await pools.run("run", Stopwatch(), lambda: "on") == "on"
+
+    asyncio.run(ask())
+
+
+def test_the_time_until_a_stage_begins_counts_as_queue() -> None:
+    watch = Stopwatch()
+
+    async def ask() -> None:
+        async with opened(1) as (pools, _):
+            first = asyncio.create_task(pools.run("run", Stopwatch(), time.sleep, 0.2))
+            await asyncio.gather(first, pools.run("run", watch, lambda: None))
+
+    asyncio.run(ask())
+    assert 0.1 < watch.seconds["queue"] < 5
+
+
+def test_who_waits_for_a_stage_follows_whoever_was_there_last_from_another_stage() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def first() -> Stages[None]:
+        yield "prepare"
+        yield "run"
+        begun.set()
+        may_end.wait(10)
+        yield "finish"
+        # While this one works on, the next one runs.
+        assert followed.wait(10)
+
+    followed = threading.Event()
+
+    async def ask() -> None:
+        async with opened(1) as (pools, _):
+            running = asyncio.create_task(pools.go(first(), Stopwatch()))
+            await asyncio.to_thread(begun.wait, 10)
+            second = asyncio.create_task(pools.run("run", Stopwatch(), followed.set))
+            await asyncio.sleep(0)
+            assert pools.waiting["run"] == 1
+            may_end.set()
+            await asyncio.gather(running, second)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_who_leaves_while_waiting_waits_no_more_and_takes_no_place() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait(10)
+
+    async def ask() -> None:
+        async with opened(1) as (pools, admission):
+            first = asyncio.create_task(pools.run("run", Stopwatch(), work))
+            await asyncio.to_thread(begun.wait, 10)
+            second = asyncio.create_task(pools.run("run", Stopwatch(), work))
+            await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.wait([second])
+            assert pools.waiting["run"] == admission.requests == 0
+            may_end.set()
+            await first
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_thread_that_has_nothing_to_do_is_taken_before_another_one_is_begun() -> None:
+    together = threading.Barrier(3)
+
+    async def ask() -> int:
+        async with opened(3) as (pools, _):
+            for _ in range(20):
+                await pools.run("run", Stopwatch(), time.sleep, 0)
+                await asyncio.sleep(0.002)
+            before = threading.active_count()
+            await asyncio.gather(*(pools.run("run", Stopwatch(), together.wait, 10) for _ in range(3)))
+            return threading.active_count() - before
+
+    assert asyncio.run(asyncio.wait_for(ask(), 20)) == 2
