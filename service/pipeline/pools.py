@@ -19,13 +19,17 @@ Stages = Generator[str, None, T]
 # `read` is for what takes no time worth telling, such as finding the layers that some words mean: it must
 # not wait for those who decode, run and encode.
 STAGES = ("load", "store", "read", "prepare", "run", "finish")
+# Not in the network: three of them on two cores throw each other out of the caches.
+ONE_MORE = ("prepare", "finish")
 
 
 class Pools:
-    """As many threads for each stage. `after` is called when somebody's work is over.
+    """As many places in each stage as it has threads. `after` is called when somebody's work is over.
 
-    A thread that goes on with what it began is missing in its own stage until that is done: what was begun
-    ends before more is decoded, so that no pile of decoded images grows before a busy network.
+    Work keeps the place of its first stage until all of it is done: what was begun ends before more is
+    decoded, so that no pile of decoded images grows before a busy network. One more is decoded than may run,
+    so that a core has something to do while its thread waits for Python's lock: an early layer was answered
+    a seventh more often.
 
     Not `concurrent.futures`: its futures, chained to the event loop's, were a tenth of the event loop's time
     for an early layer.
@@ -34,10 +38,10 @@ class Pools:
     def __init__(self, threads: int, admission: Admission, after: Callable[[], None]) -> None:
         self._admission = admission
         self._after = after
-        self._free = dict.fromkeys(STAGES, threads)
+        self._free = {stage: threads + (stage in ONE_MORE) for stage in STAGES}
         # Whoever is here waits for a stage of which nothing is free.
         self._waiting: dict[str, deque[_Job[Any]]] = {stage: deque() for stage in STAGES}
-        self._begun = SimpleQueue[tuple[str, _Job[Any] | None]]()
+        self._begun = SimpleQueue[_Job[Any] | None]()
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._is_closed = False
@@ -58,7 +62,7 @@ class Pools:
         for job in dropped:
             job.drop()
         for _ in self._threads:
-            self._begun.put(("", None))
+            self._begun.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -69,14 +73,14 @@ class Pools:
         return await self.go(_single(stage, work, *given), watch, stop)
 
     async def go(self, stages: Stages[T], watch: Stopwatch, stop: Stop | None = None) -> T:
-        """Run stage after stage; the time until each begins counts as queue.
+        """Run stage after stage, in the order of STAGES; the time until each begins counts as queue.
 
         One thread does all of them where the next one is free: its caches are warm, and work that is
         begun ends soonest. What nobody waits for any more is not begun, and `stop` ends what has begun.
         A thread that works on all the same takes a place among the requests until it ends.
         """
         job = _Job(stages, watch)
-        self._submit(next(stages), job)
+        self._submit(job)
         try:
             return await job.answer
         except asyncio.CancelledError:
@@ -93,32 +97,77 @@ class Pools:
             del job
             self._after()
 
-    def _submit(self, stage: str, job: "_Job[Any]") -> None:
-        job.asked = time.perf_counter()
+    def _submit(self, job: "_Job[Any]") -> None:
         with self._lock:
             if not self._is_closed:
-                if self._free[stage]:
-                    self._free[stage] -= 1
-                    self._begin(stage, job)
-                else:
-                    self._waiting[stage].append(job)
+                if self._enters(job, job.home):
+                    self._begin(job)
                 return
         job.drop()
 
     def _withdraw(self, job: "_Job[Any]") -> bool:
-        """Drop what nobody waits for any more, unless it has begun."""
+        """Drop what nobody waits for any more, unless a thread works on it."""
         with self._lock:
-            found = next((waiting for waiting in self._waiting.values() if job in waiting), None)
-            if found is not None:
-                found.remove(job)
-        if found is None:
+            waits = job in self._waiting[job.here]
+            if waits:
+                self._waiting[job.here].remove(job)
+                if job.here != job.home and (successor := self._leave(job.home)):
+                    self._begin(successor)
+        if waits:
+            job.drop()
+        return waits
+
+    def _serve(self) -> None:
+        while self._work(self._begun.get()):
+            pass
+
+    def _work(self, job: "_Job[Any] | None") -> bool:
+        """Do what was begun, and go on with what follows; False when the threads end."""
+        is_open = job is not None
+        while job is not None:
+            if job.asked is not None:
+                job.watch.since("queue", job.asked)
+            job = self._next(job, job.part())
+        return is_open
+
+    def _next(self, job: "_Job[Any]", following: str | None) -> "_Job[Any] | None":
+        """What this thread does now: whoever waited for a place that is left, or else the next part.
+
+        Whoever waited was to run, and a core that looks for its next work idles for a while.
+        """
+        with self._lock:
+            left = {job.here: None, job.home: None}
+            if following is not None:
+                del left[job.home]
+            ready = [successor for stage in left if (successor := self._leave(stage))]
+            if following is not None and self._enters(job, following):
+                ready.append(job)
+            for other in ready[1:]:
+                self._begin(other)
+            self._idle += not ready
+            if ready[:1] == [job]:
+                job.asked = None
+        return ready[0] if ready else None
+
+    def _enters(self, job: "_Job[Any]", stage: str) -> bool:
+        """Whether there is a place, which it takes; else it waits. What has begun, a closing service ends."""
+        job.here, job.asked = stage, time.perf_counter()
+        if not (self._free[stage] or self._is_closed):
+            self._waiting[stage].append(job)
             return False
-        job.drop()
+        self._free[stage] -= 1
         return True
 
-    def _begin(self, stage: str, job: "_Job[Any]") -> None:
+    def _leave(self, stage: str) -> "_Job[Any] | None":
+        """Give a place back, to who waits for it."""
+        if self._waiting[stage]:
+            return self._waiting[stage].popleft()
+        self._free[stage] += 1
+        return None
+
+    def _begin(self, job: "_Job[Any]") -> None:
         """Hand over to a thread that has nothing to do, or to one more: never more than may work at once."""
-        self._begun.put((stage, job))
+        self._begun.put(job)
         if self._idle:
             self._idle -= 1
             return
@@ -127,55 +176,14 @@ class Pools:
         )
         self._threads[-1].start()
 
-    def _serve(self) -> None:
-        while self._work(*self._begun.get()):
-            pass
-
-    def _work(self, stage: str, job: "_Job[Any] | None") -> bool:
-        """Do what was begun, and what waits for its stage by then; False when the threads end."""
-        is_open = job is not None
-        while job is not None:
-            job.watch.since("queue", job.asked)
-            following = job.part()
-            while following is not None and self._takes(following):
-                here, following = following, job.part()
-                self._leave(here)
-            if following is not None:
-                self._submit(following, job)
-            job = self._next(stage)
-        return is_open
-
-    def _takes(self, following: str) -> bool:
-        """Whether this thread may do the next stage's part: something of it is free."""
-        with self._lock:
-            is_free = self._free[following] > 0
-            self._free[following] -= is_free
-        return is_free
-
-    def _leave(self, stage: str) -> None:
-        """Give back what was taken of a stage that is not this thread's own."""
-        with self._lock:
-            if self._waiting[stage]:
-                self._begin(stage, self._waiting[stage].popleft())
-            else:
-                self._free[stage] += 1
-
-    def _next(self, stage: str) -> "_Job[Any] | None":
-        """Who waits for this thread's stage; when nobody does, the thread has nothing to do."""
-        with self._lock:
-            if self._waiting[stage]:
-                return self._waiting[stage].popleft()
-            self._free[stage] += 1
-            self._idle += 1
-        return None
-
 
 class _Job(Generic[T]):
     """Work on its way through the stages; `answer` lives on the event loop, as what changes it does."""
 
     def __init__(self, stages: Stages[T], watch: Stopwatch) -> None:
         self.watch = watch
-        self.asked = 0.0
+        self.home = self.here = next(stages)
+        self.asked: float | None = None  # Since when it waits, where it does.
         self.is_abandoned = False
         self.is_over = False
         self.over: Callable[[], None] | None = None

@@ -89,14 +89,18 @@ def test_a_client_that_leaves_while_its_layers_are_computed_ends_the_run(
 
 
 def test_a_client_that_leaves_while_it_waits_is_never_begun(service: Running, image: bytes) -> None:
-    with leaving(service, "queued"), service.connect() as first, service.connect() as second:
-        first.sendall(post(SLOW, image))
+    """One runs, one is decoded and waits for the network, and one more waits to be decoded."""
+    with leaving(service, "queued"), contextlib.ExitStack() as clients:
+        running, ready, last = (clients.enter_context(service.connect()) for _ in range(3))
+        running.sendall(post(SLOW, image))
         service.until(lambda: service.admission.held_bytes > 10_000_000)
-        second.sendall(post(SLOW, image + b" "))
-        service.until(lambda: service.admission.requests == 2)
-        second.close()
-        service.until(lambda: service.admission.requests == 1, 2)
-        first.close()
+        ready.sendall(post(SLOW, image + b" "))
+        service.until(lambda: service.metric("featuremaps_queued", pool="run") == 1)
+        last.sendall(post(SLOW, image + b"  "))
+        service.until(lambda: service.metric("featuremaps_queued", pool="prepare") == 1)
+        last.close()
+        service.until(lambda: service.admission.requests == 2, 2)
+        assert service.metric("featuremaps_queued") == 1
 
 
 def test_a_client_that_takes_nothing_is_given_up(service: Running, image: bytes) -> None:
