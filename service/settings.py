@@ -67,7 +67,12 @@ class Settings(BaseModel):
         le=64,
         description="Worker processes; they divide threads, places, bytes and rates among them",
     )
-    threads: int = Field(0, ge=0, le=256, description="Threads of each stage of a request; 0 is one a core")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Threads of each stage of a request, and one more that decodes; 0 is one a core",
+    )
     network_threads: int = Field(
         1,
         ge=1,

@@ -53,6 +53,7 @@ class Figures:
     cache_hits: int
     cache_misses: int
     cache_bytes: int
+    max_cache_bytes: int
     coded: tuple[int, int]
     states: Mapping[str, int]
     models: Sequence[ModelFigures]

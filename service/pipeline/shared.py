@@ -69,6 +69,7 @@ class Shared:
     def __init__(self, max_bytes: int, size_of: Callable[[Any], int]) -> None:
         self.hits = 0
         self.misses = 0
+        self.max_bytes = max_bytes
         self._kept: LRUCache[Hashable, Any] = LRUCache(max(max_bytes, 1), size_of)
         self._size_of = size_of
         self._flights = Flights()

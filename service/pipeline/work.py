@@ -101,6 +101,7 @@ class Pipeline:
             cache_hits=self._shared.hits,
             cache_misses=self._shared.misses,
             cache_bytes=self._shared.kept_bytes,
+            max_cache_bytes=self._shared.max_bytes,
             coded=self._coded,
             states=Counter(entry.summary().state for entry in self.catalog.entries.values()),
             models=[

@@ -18,6 +18,7 @@ def inside(figures: Figures) -> Iterable[Metric]:
     yield counter("cache_hits", "Pictures and maps of kept images at hand", figures.cache_hits)
     yield counter("cache_misses", "Pictures and maps of kept images made", figures.cache_misses)
     yield gauge("cache_bytes", "Pictures and maps of kept images held", figures.cache_bytes)
+    yield gauge("max_cache_bytes", "As many as are held", figures.max_cache_bytes)
     states = [([state], figures.states.get(state, 0)) for state in STATES]
     yield gauges("models", "Models by state", ["state"], states)
     loads = [([m.name, m.version], m.load_seconds) for m in figures.models]
