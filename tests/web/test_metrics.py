@@ -23,6 +23,7 @@ FIXED = {
     "ready": 1,
     "max_in_flight": 3,
     "max_held_bytes": 2 << 30,
+    "max_cache_bytes": 256 << 20,
     "max_plans_bytes": 1 << 30,
 }
 SLOW = "/v1/models/slow/features?layers=last&size=48x48&format=npy"
