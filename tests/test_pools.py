@@ -135,64 +135,68 @@ def test_a_thread_that_leaves_the_network_runs_whoever_waited_for_it() -> None:
     assert ran[0] == ran[1]
 
 
-def test_one_is_prepared_while_another_runs_and_no_more() -> None:
-    begun, may_end = threading.Event(), threading.Event()
-    prepared: list[int] = []
+class Line:
+    """Four of whom one runs until it may end, one is prepared, and two wait to be prepared."""
 
-    def work(number: int) -> Stages[None]:
+    def __init__(self) -> None:
+        self.prepared: list[int] = []
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def work(self, number: int) -> Stages[None]:
         yield "prepare"
-        prepared.append(number)
+        self.prepared.append(number)
         yield "run"
-        begun.set()
-        may_end.wait(10)
+        self.begun.set()
+        self.may_end.wait(10)
+
+    async def form(self, pools: Pools) -> list[asyncio.Task[None]]:
+        first = asyncio.create_task(pools.go(self.work(0), Stopwatch()))
+        await asyncio.to_thread(self.begun.wait, 10)
+        others = [asyncio.create_task(pools.go(self.work(number), Stopwatch())) for number in (1, 2, 3)]
+        await self.until(pools, prepare=2, run=1)
+        return [first, *others]
+
+    async def until(self, pools: Pools, **waiting: int) -> None:
+        while not waiting.items() <= pools.waiting.items():  # noqa: ASYNC110 - threads tell nobody
+            await asyncio.sleep(0.001)
+
+
+def test_one_is_prepared_while_another_runs_and_no_more() -> None:
+    line = Line()
 
     async def ask() -> None:
         async with opened(1) as (pools, _):
-            all_of_them = [asyncio.create_task(pools.go(work(0), Stopwatch()))]
-            await asyncio.to_thread(begun.wait, 10)
-            all_of_them += [asyncio.create_task(pools.go(work(n), Stopwatch())) for n in (1, 2, 3)]
+            all_of_them = await line.form(pools)
             await asyncio.sleep(0.05)
             # Another stage is not held up.
-            assert await pools.run("read", Stopwatch(), begun.is_set)
-            assert prepared == [0, 1]
+            assert await pools.run("read", Stopwatch(), line.begun.is_set)
+            assert line.prepared == [0, 1]
             assert (pools.waiting["prepare"], pools.waiting["run"]) == (2, 1)
-            may_end.set()
+            line.may_end.set()
             await asyncio.gather(*all_of_them)
 
     asyncio.run(asyncio.wait_for(ask(), 20))
-    assert sorted(prepared) == [0, 1, 2, 3]
+    assert sorted(line.prepared) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("leaves", [1, 2])
 def test_who_leaves_while_waiting_makes_room_for_the_next_one(leaves: int) -> None:
     """Number 1 is prepared and waits for the network, number 2 waits to be prepared."""
-    begun, may_end = threading.Event(), threading.Event()
-    prepared: list[int] = []
-
-    def work(number: int) -> Stages[None]:
-        yield "prepare"
-        prepared.append(number)
-        yield "run"
-        begun.set()
-        may_end.wait(10)
+    line = Line()
 
     async def ask() -> None:
         async with opened(1) as (pools, admission):
-            all_of_them = [asyncio.create_task(pools.go(work(0), Stopwatch()))]
-            await asyncio.to_thread(begun.wait, 10)
-            all_of_them += [asyncio.create_task(pools.go(work(n), Stopwatch())) for n in (1, 2, 3)]
-            await asyncio.sleep(0.05)
+            all_of_them = await line.form(pools)
             all_of_them[leaves].cancel()
             await asyncio.wait([all_of_them[leaves]])
-            await asyncio.sleep(0.05)
-            assert prepared == ([0, 1, 2] if leaves == 1 else [0, 1])
-            assert (pools.waiting["prepare"], pools.waiting["run"]) == (1, 1)
+            await line.until(pools, prepare=1, run=1)
+            assert line.prepared == ([0, 1, 2] if leaves == 1 else [0, 1])
             assert admission.requests == 0
-            may_end.set()
+            line.may_end.set()
             await asyncio.gather(*(one for n, one in enumerate(all_of_them) if n != leaves))
 
     asyncio.run(asyncio.wait_for(ask(), 20))
-    assert sorted(prepared) == [n for n in range(4) if n == 1 or n != leaves]
+    assert sorted(line.prepared) == [n for n in range(4) if n == 1 or n != leaves]
 
 
 def test_a_closing_service_ends_what_has_begun_and_drops_what_waits() -> None:
