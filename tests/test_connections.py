@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from service.cli.connection import Connection, Heeding
+from service.cli.protocol import Protocol
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.servers import Server, serving
 
@@ -157,7 +158,7 @@ def test_a_request_sent_behind_another_has_its_own_time() -> None:
 
         def accept() -> Connection:
             return Connection(
-                lambda state: config.http_protocol_class(config, states, {**state}),  # type: ignore[call-arg]
+                lambda state: Protocol(config, states, {**state}),
                 head_s=IDLE_S / 2,
                 idle_s=IDLE_S / 2,
             )

@@ -8,7 +8,7 @@ import resource
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 CONNECTION = "featuremaps.connection"
 # Of a head, or of anything else that is no body, beside what one read of the socket brings.
@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         self.heed()
 
     def heed(self) -> None:
-        """The application took what had arrived."""
+        """What had arrived is of use: a head, or some of a body."""
         self._unheeded = 0
 
     def end(self) -> None:
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
 
 
 class Heeding:
-    """Tells a connection when the application begins, takes something, and has ended. Plain ASGI."""
+    """Tells a connection when the application begins and has ended. Plain ASGI."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,14 +109,9 @@ class Heeding:
             await self._app(scope, receive, send)
             return
 
-        async def receive_and_tell() -> Message:
-            message = await receive()
-            connection.heed()
-            return message
-
         connection.begin()
         try:
-            await self._app(scope, receive_and_tell, send)
+            await self._app(scope, receive, send)
         finally:
             connection.end()
 

@@ -16,6 +16,7 @@ import uvicorn
 from service.app import make_app
 from service.cli.arrivals import Arrivals, accept, listen
 from service.cli.connection import Connection, Heeding, allow_connections
+from service.cli.protocol import Protocol
 from service.settings import Settings
 
 # Longer than proxies keep idle connections (60 s in most), so that it is they who close them.
@@ -38,6 +39,8 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            http=Protocol,
+            ws="none",
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(settings.max_timeout_s),
         )
@@ -89,11 +92,8 @@ class Server(uvicorn.Server):
         return Connection(self._inner, head_s=self._head_s, idle_s=KEEP_ALIVE_S)
 
     def _inner(self, state: Mapping[str, Any]) -> asyncio.Protocol:
-        """uvicorn's own; `state` reaches the application beside that of its lifespan."""
-        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state={**self.lifespan.state, **state}
-        )
-        return made
+        """`state` reaches the application beside that of its lifespan."""
+        return Protocol(self.config, self.server_state, {**self.lifespan.state, **state})
 
 
 def run(settings: Settings) -> None:

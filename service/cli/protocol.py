@@ -1,0 +1,122 @@
+"""HTTP/1.1 of one connection: uvicorn's, where clients do what it does not expect."""
+
+import asyncio
+import socket
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.cli.connection import CONNECTION
+
+NO_HTTP = "Invalid HTTP request received."
+LOOK_S = 0.25
+# Linux's TCP_CLOSE and TCP_CLOSE_WAIT (tcp_states.h): what only the other side can have brought about.
+LEFT = (7, 8)
+
+
+class Protocol(HttpToolsProtocol):
+    """Reads on where uvicorn would drop a body, and tells every request that its client has left.
+
+    - Whoever offers another protocol, as Java's client offers HTTP/2, is answered in this one.
+    - Who leaves while a request waits behind another is noticed, and the other ends too.
+    - What is no HTTP spoils no answer to what came before it.
+    """
+
+    _answered: RequestResponseCycle
+    _is_offer = False
+    _is_deaf = False
+    _looking: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio calls it."""
+        self._unset_keepalive_if_required()
+        if self._is_deaf:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._read_without_offer(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse()
+
+    def on_headers_complete(self) -> None:
+        """As the parser calls it; it stops behind a head with an offer."""
+        self._is_offer = self.parser.should_upgrade()
+        if self._is_offer:
+            return
+        super().on_headers_complete()
+        if self.pipeline and self._looking is None:
+            self._look()
+
+    def on_body(self, body: bytes) -> None:
+        """As the parser calls it."""
+        self.app_state[CONNECTION].heed()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """As the parser calls it."""
+        if not self._is_offer:
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio calls it."""
+        if self.cycle is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _read_without_offer(self, rest: bytes) -> None:
+        """The same request as if nothing else had been offered (RFC 9110, 7.8)."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse()
+            return
+        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn does.
+        self.data_received(b"".join([*head, b"\r\n", rest]))
+
+    def _refuse(self) -> None:
+        """What came before is answered; behind it nothing is read any more."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.send_400_response(NO_HTTP)
+            return
+        if self.cycle.more_body:  # It is the body of this one that is broken.
+            if not self.pipeline:
+                self._refuse_answered()
+                return
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._answered
+        self._is_deaf = True
+        self.cycle.keep_alive = False
+        self.flow.resume_reading()
+
+    def _refuse_answered(self) -> None:
+        if self.cycle.response_started:
+            self.transport.close()
+        else:
+            self.send_400_response(NO_HTTP)
+
+    def _look(self) -> None:
+        """Nothing is read while a request waits behind another, so only the system knows who has left."""
+        self._looking = None
+        if not self.pipeline or self.transport.is_closing():
+            return
+        if _has_left(self.transport.get_extra_info("socket")):
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(LOOK_S, self._look)
+
+
+def _has_left(connection: socket.socket) -> bool:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or not hasattr(socket, "TCP_INFO"):
+        return False
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in LEFT

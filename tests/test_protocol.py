@@ -1,0 +1,162 @@
+"""What clients do that uvicorn does not expect, over real sockets to the real server."""
+
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tests.builders import encoded, photograph
+from tests.servers import Server, serving
+
+MAPS = "/v1/models/cifar-resnet/features?layers=stem.relu&format=npy"
+# Seconds of work for the bundled network.
+LONG = "/v1/models/cifar-resnet/statistics?layers=stage:-1&size=1000x1000"
+IMAGE = encoded(photograph(500, 375, seed=1), quality=96)
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+BEHIND = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+AT_ONCE = struct.pack("ii", 1, 0)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(wait=True) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    address = httpx.URL(server.url)
+    return socket.create_connection((address.host, address.port or 0), 60)
+
+
+def post(path: str = MAPS, headers: bytes = b"") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(IMAGE)}\r\n".encode()
+    return head + headers + b"\r\n" + IMAGE
+
+
+def answers(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
+    """Status and body of so many answers, and that nothing but the connection's end follows."""
+    found = []
+    with connection.makefile("rb") as file:
+        for _ in range(count):
+            status = int(file.readline().split()[1])
+            head = b"".join(iter(file.readline, b"\r\n"))
+            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            found.append((status, file.read(int(length[1]) if length else 0)))
+        connection.shutdown(socket.SHUT_WR)
+        assert file.read() == b""
+    return found
+
+
+def expected(server: Server) -> bytes:
+    with server.client() as client:
+        return client.post(MAPS, content=IMAGE).raise_for_status().content
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 997, 1], ids=["at once", "in pieces", "a byte a piece"])
+def test_a_post_that_offers_http2_is_answered_as_if_it_did_not(server: Server, piece: int) -> None:
+    """As `java.net.http.HttpClient` sends every request to `http://`."""
+    request = post(headers=OFFER)
+    with connect(server) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        head = request.index(b"\r\n\r\n") + 40
+        for start in range(0, head, piece):
+            client.sendall(request[start : min(start + piece, head)])
+        client.sendall(request[head:])
+        client.sendall(post(headers=OFFER) + post())
+        assert answers(client, 3) == [(200, expected(server))] * 3
+
+
+def test_an_offer_of_websockets_is_answered_with_the_page_itself(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert [status for status, _ in answers(client, 1)] == [200]
+
+
+def test_a_tunnel_is_refused(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01")
+        assert [status for status, _ in answers(client, 1)] == [400]
+
+
+def test_a_body_in_chunks_of_one_byte_is_read(server: Server) -> None:
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in IMAGE)
+    with connect(server) as client:
+        client.sendall(f"POST {MAPS} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        client.sendall(chunks + b"0\r\n\r\n")
+        assert answers(client, 1) == [(200, expected(server))]
+
+
+def test_a_body_that_nobody_reads_brings_no_second_answer(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(
+            b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
+        )
+        assert [status for status, _ in answers(client, 1)] == [200]
+
+
+@pytest.mark.parametrize(
+    "rest", [b"NO HTTP\r\n\r\n", post(LONG)[:100] + b"\x00\r\n\r\n", post().replace(b"HTTP/1.1", b"HTTP/9")]
+)
+def test_what_is_no_http_spoils_no_answer_to_what_came_before(server: Server, rest: bytes) -> None:
+    with connect(server) as client:
+        client.sendall(post() + rest)
+        assert answers(client, 1) == [(200, expected(server))]
+
+
+def test_a_broken_body_spoils_no_answer_to_what_came_before(server: Server) -> None:
+    broken = b"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nNO\r\n"
+    with connect(server) as client:
+        client.sendall(post() + BEHIND + broken)
+        first, second = answers(client, 2)
+        assert first == (200, expected(server))
+        assert second[0] == 200
+    with connect(server) as client:
+        client.sendall(broken)
+        assert [status for status, _ in answers(client, 1)] == [400]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_who_leaves_with_a_request_behind_another_ends_the_work(server: Server, reset: bool) -> None:
+    """The work is cancelled: it does not run to its end, and nothing is held for it."""
+    before = cancelled(server)
+    with connect(server) as client:
+        client.sendall(post(LONG) + BEHIND)
+        wait_for(lambda: in_flight(server) == 1)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+    wait_for(lambda: in_flight(server) == 0)
+    assert cancelled(server) == before + 1
+
+
+def test_an_answer_to_who_has_left_with_a_request_behind_it_is_no_error_of_ours() -> None:
+    with serving(wait=True) as server:
+        for _ in range(5):
+            with connect(server) as client:
+                client.sendall(post() + post())
+        wait_for(lambda: in_flight(server) == 0)
+    assert "Traceback" not in "".join(server.log)
+
+
+def metric(server: Server, name: str) -> float:
+    with server.client() as client:
+        lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"featuremaps_{name}{{"))
+
+
+def cancelled(server: Server) -> float:
+    return metric(server, "cancelled_total")
+
+
+def in_flight(server: Server) -> float:
+    return metric(server, "in_flight")
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
