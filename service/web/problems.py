@@ -17,7 +17,7 @@ from starlette.responses import Response
 from service import errors
 from service.errors import ServiceError
 from service.web.exchange import EXCHANGE, exchange_of
-from service.web.validation import name_of
+from service.web.validation import name_of, words_of
 
 PROBLEM_TYPE = "application/problem+json"
 INTERNAL = "internal"
@@ -145,7 +145,7 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     parameter = name_of(first["loc"][1:] or first["loc"])
-    detail = f"{parameter}: {first['msg']}"
+    detail = f"{parameter}: {words_of(first)}"
     if first["type"] == "extra_forbidden":
         detail = f"there is no parameter {parameter!r}; /openapi.json shows all"
     return problem(request, errors.InvalidParameter(detail, parameter=parameter))

@@ -1,6 +1,6 @@
 """JSON and pydantic at the door: parsing that is bounded, and refusals that name the place of the value."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import orjson
@@ -33,6 +33,11 @@ def refused(error: ValidationError, place: Literal["body", "query"]) -> RequestV
     """Pydantic's problems, placed where the framework would have found them."""
     found = error.errors(include_url=False, include_input=False)
     return RequestValidationError([{**problem, "loc": (place, *problem["loc"])} for problem in found])
+
+
+def words_of(problem: Mapping[str, Any]) -> str:
+    """Pydantic's words for a problem, less the names of our classes."""
+    return "Input should be an object" if problem["type"] == "model_type" else str(problem["msg"])
 
 
 def name_of(place: Sequence[int | str]) -> str:

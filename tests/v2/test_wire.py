@@ -503,3 +503,13 @@ def until(holds: Any) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [(b"null", "body"), (b"[]", "body"), (b'{"inputs": [7]}', "inputs.0")],
+)
+def test_what_is_no_object_is_said_to_be_none(http: httpx.Client, body: bytes, where: str) -> None:
+    """In the words of JSON, and not of what reads it."""
+    refusal = http.post(INFER, content=body).json()
+    assert (refusal["detail"], refusal["parameter"]) == (f"{where}: Input should be an object", where)

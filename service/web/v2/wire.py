@@ -18,7 +18,7 @@ from service.intake.tensors import read_binary, read_numbers, read_texts
 from service.values import Array, Inference
 from service.web.v2.parameters import read_outputs, read_timeout_s
 from service.web.v2.schemas import MOST_INPUTS, InferenceRequest, InputTensor
-from service.web.validation import name_of, parse_json
+from service.web.validation import name_of, parse_json, words_of
 
 # What is left of the JSON without its numbers: names, parameters, texts.
 LONGEST_JSON_BYTES = 2 << 20
@@ -108,8 +108,8 @@ def _parsed(text: bytes) -> InferenceRequest:
         return InferenceRequest.model_validate(parse_json(text, MOST_VALUES), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = name_of(first["loc"])
-        raise MalformedRequest(f"{where}: {first['msg']}", parameter=where) from error
+        where = name_of(first["loc"]) or "body"
+        raise MalformedRequest(f"{where}: {words_of(first)}", parameter=where) from error
 
 
 def _read_inputs(
