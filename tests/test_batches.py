@@ -12,6 +12,7 @@ import pytest
 from service.app import make_pipeline
 from service.engine.runner import Session
 from service.errors import ModelFailed
+from service.pipeline.batches import BATCHES_AT_ONCE
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Array, Job, Payload
@@ -124,7 +125,7 @@ def test_one_caller_leaving_in_the_middle_of_a_batch_harms_nobody(pipeline: Pipe
     asked = jobs("small", ["block2.add"] * 6, tensors(6, 3, 32, 32))
 
     async def ask() -> list[Payload]:
-        await pipeline.load_all()
+        await pipeline.models.load_all()
         callers = [asyncio.create_task(pipeline.extract(job)) for job in asked]
         await asyncio.sleep(0.002)
         callers[0].cancel()
@@ -141,3 +142,30 @@ def test_jpegs_of_many_callers_answer_as_they_do_alone(pipeline: Pipeline) -> No
     alone = [answered(pipeline, [replace(job)])[0] for job in asked]
     for one, other in zip(together, alone, strict=True):
         assert np.array_equal(values(one), values(other))
+
+
+def test_who_leaves_before_a_batch_has_begun_leaves_nothing_behind(pipeline: Pipeline) -> None:
+    """However long the batches before it take."""
+    assert pipeline._batches is not None
+    busy, bodies = pipeline._batches._free, []
+
+    async def ask() -> None:
+        await pipeline.models.load_all()
+        for _ in range(BATCHES_AT_ONCE):
+            await busy.acquire()
+        asked = jobs("small", ["block2.add"] * 6, tensors(6, 3, 32, 32))
+        callers = [asyncio.create_task(pipeline.extract(job)) for job in asked]
+        while sum(map(len, pipeline._batches._waiting.values())) < 6:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.001)
+        for caller in callers[:-1]:
+            caller.cancel()
+        await asyncio.wait(callers[:-1])
+        bodies.extend(one.ready.job.tensor for some in pipeline._batches._waiting.values() for one in some)
+        assert bodies == [asked[-1].tensor]
+        callers[-1].cancel()
+        await asyncio.wait(callers)
+        assert not pipeline._batches._waiting
+        for _ in range(BATCHES_AT_ONCE):
+            busy.release()
+
+    asyncio.run(asyncio.wait_for(ask(), 20))

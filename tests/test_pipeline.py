@@ -3,12 +3,15 @@
 import asyncio
 import functools
 import gc
+import io
 import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from service.app import make_pipeline
@@ -21,7 +24,7 @@ from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Job
-from tests.builders import encoded, photograph, put, small_cnn
+from tests.builders import encoded, model, photograph, put, small_cnn, weight
 
 JOB = Job(model="small", version=None, images=(b"x",), tensor=None, layers=("stem/relu",))
 
@@ -155,7 +158,7 @@ def test_what_waits_for_a_thread_after_its_deadline_is_never_begun(pipeline: Pip
 
 def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, job: Job) -> None:
     async def ask() -> list[bytes]:
-        await pipeline.load_all()
+        await pipeline.models.load_all()
         pipeline.admission.max_requests = 8
         payloads = await asyncio.gather(*(pipeline.extract(job) for _ in range(8)))
         return [b"".join(payload.chunks) for payload in payloads]
@@ -168,7 +171,7 @@ def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, 
 
 def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, job: Job) -> None:
     async def ask() -> int:
-        await pipeline.load_all()
+        await pipeline.models.load_all()
         pipeline.admission.max_requests = 8
         first, second = (asyncio.create_task(pipeline.extract(job)) for _ in range(2))
         await asyncio.sleep(0)
@@ -315,3 +318,106 @@ def test_what_is_held_stays_within_its_bytes() -> None:
 
     asyncio.run(fill())
     assert (shared.peek(0), shared.peek(19)) == (None, "xxx")
+
+
+def test_a_tensor_may_be_named_as_anything_that_is_kept_beside_it(tmp_path: Path) -> None:
+    """The decoded picture of a kept image is kept beside its maps."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["image", "w"], ["c"], "c", pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Relu", ["c"], ["source"], "r"),
+        onnx.helper.make_node("GlobalAveragePool", ["source"], ["pool"], "p"),
+    ]
+    network = model(nodes, {"image": ["b", 3, "h", "w"]}, ["pool"], [weight("w", 8, 3, 3, 3)])
+    put(tmp_path / "models", "named", network, toml="[input]\nsize = [32, 32]\n")
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store))
+
+    async def shapes() -> list[tuple[int, ...]]:
+        kept, _ = await pipeline.images.create("", encoded(photograph(40, 40), "PNG"))
+        found = []
+        for layer in ("source", "pool", "source", "c"):
+            asked = replace(JOB, model="named", images=(), image_id=kept.id, layers=(layer,), format="npy")
+            answer = await pipeline.extract(asked)
+            found.append(np.load(io.BytesIO(b"".join(answer.chunks))).shape)
+        return found
+
+    try:
+        whole, pooled = (1, 8, 32, 32), (1, 8, 1, 1)
+        assert asyncio.run(shapes()) == [whole, pooled, whole, whole]
+    finally:
+        pipeline.close()
+
+
+def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    for name in ("slow", "quick"):
+        put(tmp_path / "models", name, small_cnn())
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    version = pipeline.catalog.entry("slow").versions[0]
+    load = version._load
+
+    def slowly() -> object:
+        begun.set()
+        assert may_end.wait(20)
+        return load()
+
+    async def ask() -> None:
+        waiting = [asyncio.create_task(pipeline.models.get("slow", None)) for _ in range(5)]
+        await asyncio.to_thread(begun.wait, 20)
+        assert (await pipeline.models.get("quick", None)).identity.name == "quick"
+        assert not any(task.done() for task in waiting)
+        may_end.set()
+        assert len({id(found) for found in await asyncio.gather(*waiting)}) == 1
+
+    version._load = slowly  # type: ignore[assignment]
+    try:
+        asyncio.run(asyncio.wait_for(ask(), 60))
+    finally:
+        may_end.set()
+        pipeline.close()
+
+
+def test_who_stops_loading_all_begins_no_further_model(tmp_path: Path) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    for name in ("a", "b", "c"):
+        put(tmp_path / "models", name, small_cnn())
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=1))
+    version = pipeline.catalog.entry("a").versions[0]
+    load = version._load
+
+    def slowly() -> object:
+        begun.set()
+        assert may_end.wait(20)
+        return load()
+
+    async def stop() -> None:
+        loading = asyncio.create_task(pipeline.models.load_all())
+        await asyncio.to_thread(begun.wait, 20)
+        loading.cancel()
+        await asyncio.wait([loading])
+
+    version._load = slowly  # type: ignore[assignment]
+    try:
+        asyncio.run(asyncio.wait_for(stop(), 60))
+    finally:
+        may_end.set()
+        pipeline.close()
+    states = [entry.summary().state for entry in pipeline.catalog.entries.values()]
+    assert states[1:] == ["unloaded", "unloaded"]
+
+
+def test_loading_all_leaves_out_what_was_unloaded_and_goes_on_after_what_fails(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        put(tmp_path / "models", name, small_cnn())
+    (tmp_path / "models" / "b" / "1").mkdir(parents=True)
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store))
+    try:
+        pipeline.catalog.unload("a")
+        asyncio.run(pipeline.models.load_all())
+    finally:
+        pipeline.close()
+    states = {name: entry.summary().state for name, entry in pipeline.catalog.entries.items()}
+    assert states == {"a": "unloaded", "b": "failed", "c": "ready"}

@@ -92,7 +92,7 @@ def models(options: Mapping[str, Any]) -> None:
       featuremaps models --models ./models
     """
     with _pipeline(options) as pipeline:
-        asyncio.run(pipeline.load_all())
+        asyncio.run(pipeline.models.load_all())
         rows = [entry.summary() for entry in pipeline.catalog.entries.values()]
     table = [(m.name, ",".join(m.versions), m.state, m.reason or "") for m in rows]
     _print_table(("name", "versions", "state", "reason"), table)

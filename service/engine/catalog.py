@@ -69,6 +69,9 @@ class Version:
             loading = self._loading = self._loading or Future()
         if mine:
             self._run(loading)
+        if loading.exception() is not None:
+            # Anew: an error that is raised again and again keeps the frames of all who asked.
+            raise ModelFailed(self.reason or "")
         return loading.result()
 
     def peek(self) -> LoadedModel | None:
@@ -83,7 +86,7 @@ class Version:
     def fail(self, reason: str) -> None:
         """Mark as failed before anything was read."""
         self._loading = Future()
-        self._settle(self._loading, ModelFailed(reason))
+        self._settle(self._loading, reason)
 
     def _run(self, loading: Future[LoadedModel]) -> None:
         self.state = "loading"
@@ -91,20 +94,18 @@ class Version:
         try:
             model = self._load()
         except ServiceError as error:
-            self._settle(loading, error)
-        except Exception as error:  # A file from outside must not take the others down with it.
+            self._settle(loading, error.detail)
+        except Exception:  # A file from outside must not take the others down with it.
             log.exception("model does not load")
-            unexpected = ModelFailed("the model does not load, for a reason that the log holds")
-            unexpected.__cause__ = error
-            self._settle(loading, unexpected)
+            self._settle(loading, "the model does not load, for a reason that the log holds")
         else:
             self.load_seconds = time.perf_counter() - start
             self.state = "ready"
             loading.set_result(model)
 
-    def _settle(self, loading: Future[LoadedModel], error: ServiceError) -> None:
-        self.state, self.reason = "failed", error.detail
-        loading.set_exception(error)
+    def _settle(self, loading: Future[LoadedModel], reason: str) -> None:
+        self.state, self.reason = "failed", reason
+        loading.set_exception(ModelFailed(reason))
 
 
 class Entry:
@@ -239,16 +240,6 @@ class Catalog:
         """
         entry = self.entry(name)
         return entry.default() if version is None else entry.exactly(version)
-
-    def load_all(self) -> None:
-        """Load the default version of every model, one after another."""
-        for name in self._entries:
-            try:
-                self.entry(name).default()
-            except ModelError:
-                log.warning("model %s failed: %s", name, self.entry(name).summary().reason)
-            except NotReady:
-                log.info("model %s was unloaded before it was loaded", name)
 
     def load(self, name: str) -> LoadedModel:
         """Look for a model's versions anew and load its highest that loads; blocks meanwhile.

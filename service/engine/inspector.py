@@ -42,6 +42,7 @@ class Inspector:
         self._given = json.dumps({"limits": asdict(limits), "optimization": optimization})
         self._processes: set[Process] = set()
         self._idle: list[Process] = []
+        self._is_closed = False
         weakref.finalize(self, _end, self._processes)
 
     def check(self, name: str, version: str, file: Path, folder: Path) -> str:
@@ -56,7 +57,9 @@ class Inspector:
         return str(answer["digest"])
 
     def close(self) -> None:
-        """End every process; a check that runs fails."""
+        """End every process; a check that runs fails, and none begins any more."""
+        self._is_closed = True
+        self._idle.clear()
         _end(self._processes)
 
     def _answer(self, asked: Mapping[str, str]) -> Mapping[str, Any]:
@@ -74,6 +77,8 @@ class Inspector:
 
     def _process(self) -> Process:
         """One that nobody uses, else a new one."""
+        if self._is_closed:
+            raise ModelFailed("the service ends, and checks no model any more")
         with contextlib.suppress(IndexError):
             return self._idle.pop()
         process = _start(self._given)

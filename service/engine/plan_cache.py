@@ -137,20 +137,24 @@ class PlanCache:
         """Forget everything whose key begins with this owner; what runs keeps its session until it ends."""
         with self._lock:
             for kept in (self._kept, self._variants):
-                for key in [key for key in kept if isinstance(key, tuple) and key[0] == owner]:
+                for key in [key for key in kept if _belongs(key, owner)]:
                     del kept[key]
+            if _belongs(self._fusing, owner):
+                self._fusing = None
 
     def _fuse(self, key: Hashable, build: Build) -> None:
         try:
             session = self._built(build, "fused")
             with self._lock:
-                self._keep(key, session, "fused")
+                if self._fusing == key:  # Else its model was unloaded meanwhile.
+                    self._keep(key, session, "fused")
         except ModelFailed:
             # Its segments answer on; whoever asks is told if they do not.
             log.warning("a fused session was not built", exc_info=True)
         finally:
             with self._lock:
-                self._fusing = None
+                if self._fusing == key:
+                    self._fusing = None
 
     def _ask(self, key: Hashable) -> "_Asked":
         """Count one more request for a set; what was asked too long ago counts no more."""
@@ -188,6 +192,10 @@ class PlanCache:
         """Whether dropping what was last used before `since` makes room."""
         in_use = sum(s.kept_bytes for k, s in self._kept.items() if self._used.get(k, 0) >= since)
         return bool(in_use + needed_bytes <= self._kept.maxsize)
+
+
+def _belongs(key: Hashable, owner: Hashable) -> bool:
+    return isinstance(key, tuple) and key[0] == owner
 
 
 def _bytes_of(session: Session) -> int:

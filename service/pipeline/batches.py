@@ -58,7 +58,17 @@ class Batches:
         running = asyncio.create_task(self._run_next(key))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
-        return await waiting.outcome
+        try:
+            return await waiting.outcome
+        except asyncio.CancelledError:
+            self._drop(key, waiting)
+            raise
+
+    def _drop(self, key: Hashable, waiting: _Waiting) -> None:
+        """Let go of what nobody waits for any more, unless it runs."""
+        others = [one for one in self._waiting.pop(key, []) if one is not waiting]
+        if others:
+            self._waiting[key] = others
 
     async def _run_next(self, key: Hashable) -> None:
         async with self._free:

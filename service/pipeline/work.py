@@ -27,6 +27,7 @@ from service.pipeline.figures import Figures, ModelFigures
 from service.pipeline.identical import identical
 from service.pipeline.images import KeptImages
 from service.pipeline.inference import InferenceAnswer, compute, prepare_inference
+from service.pipeline.models import Models
 from service.pipeline.pools import Pools, Stages
 from service.pipeline.prepare import Check, Ready, Source, check_size, decode_all, place, prepare, select
 from service.pipeline.shared import Flights, Known, Shared
@@ -83,6 +84,7 @@ class Pipeline:
         self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
         self._inspector = inspector
+        self.models = Models(catalog, functools.partial(self._pools.run, "load"))
         self.uploads = Uploads(upload_paths, inspector, functools.partial(self._pools.run, "load"))
         self.images = KeptImages(store, limits, functools.partial(self._pools.run, "store"))
 
@@ -119,36 +121,6 @@ class Pipeline:
         self._pools.close()
         self.images.close()
 
-    async def load_all(self) -> None:
-        """Load every model's default version, off the event loop."""
-        await self._pools.run("load", Stopwatch(), self.catalog.load_all)
-
-    async def model(self, name: str, version: str | None) -> LoadedModel:
-        """The model, loading it in a thread where it is not.
-
-        Raises:
-            ModelNotFound, VersionNotFound, ModelFailed, NotReady
-        """
-        if (ready := self.catalog.entry(name).peek(version)) is not None:
-            return ready
-        return await self._pools.run("load", Stopwatch(), self.catalog.get, name, version)
-
-    async def load(self, name: str) -> LoadedModel:
-        """Look for a model's versions anew and load it, in a thread.
-
-        Raises:
-            ModelNotFound, ModelFailed
-        """
-        return await self._pools.run("load", Stopwatch(), self.catalog.load, name)
-
-    async def unload(self, name: str) -> None:
-        """Stop serving a model, in a thread.
-
-        Raises:
-            ModelNotFound
-        """
-        await self._pools.run("load", Stopwatch(), self.catalog.unload, name)
-
     async def layers(
         self, name: str, version: str | None, words: Sequence[str], size: tuple[int, int] | None
     ) -> Selected:
@@ -158,7 +130,7 @@ class Pipeline:
             ModelNotFound, VersionNotFound, ModelFailed, LayerNotFound, InvalidParameter
         """
         check_size(size, self.limits)
-        model = await self.model(name, version)
+        model = await self.models.get(name, version)
         return await self.in_thread(_select, model, words, size)
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
@@ -220,7 +192,7 @@ class Pipeline:
             visit.enter()
             try:
                 async with self._deadline(job.timeout_s):
-                    model = await self.model(job.model, job.version)
+                    model = await self.models.get(job.model, job.version)
                     visit.model, watch = model.identity, visit.watch
                     key = (kind, model.identity, identical(job))
                     with self.tallies.counting(model.identity) as count:
@@ -308,7 +280,8 @@ class Pipeline:
             whole = replace(job, images=(await self.images.body(job.owner, job.image_id or ""),))
             return await self._pools.run("prepare", watch, decode_all, whole, model, self.limits, watch)
 
-        source = await self._shared.get((_origin(job, model), "source"), decoded)
+        # Not behind the origin, where tensors stand by names that may be any.
+        source = await self._shared.get(("source", _origin(job, model)), decoded)
         return await self._pools.run("read", watch, place, job, model, layers, source, answer.check, watch)
 
     async def _kept_maps(self, ready: Ready) -> Mapping[str, Array]:

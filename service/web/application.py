@@ -125,5 +125,5 @@ def _life(
 
 async def _load(app: FastAPI, eager: bool) -> None:
     if eager:
-        await app.state.pipeline.load_all()
+        await app.state.pipeline.models.load_all()
     app.state.readiness.is_loaded = True

@@ -1,6 +1,9 @@
 """Finding and loading models."""
 
+import contextlib
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +13,14 @@ from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
-from service.errors import ConfigurationError, ModelFailed, ModelNotFound, NotReady, VersionNotFound
+from service.errors import (
+    ConfigurationError,
+    ModelError,
+    ModelFailed,
+    ModelNotFound,
+    NotReady,
+    VersionNotFound,
+)
 from tests.builders import put, small_cnn
 
 RUNTIME, PLANS = Runtime(), PlanCache(1 << 30)
@@ -20,9 +30,15 @@ def load_model(name: str, version: str, file: Path, folder: Path) -> LoadedModel
     return load(name, version, file, folder, RUNTIME, PLANS)
 
 
+def load_all(catalog: Catalog) -> None:
+    for entry in catalog.entries.values():
+        with contextlib.suppress(ModelError, NotReady):
+            entry.default()
+
+
 def state(path: Path, name: str) -> tuple[str, str | None]:
     catalog = Catalog([path], load_model)
-    catalog.load_all()
+    load_all(catalog)
     summary = catalog.entry(name).summary()
     return summary.state, summary.reason
 
@@ -145,7 +161,7 @@ def test_an_output_that_is_no_tensor_does_not_keep_the_others_from_serving(test_
 def test_loading_finds_a_new_version_and_a_new_model(tmp_path: Path) -> None:
     put(tmp_path, "m", small_cnn())
     catalog = Catalog([tmp_path], load_model)
-    catalog.load_all()
+    load_all(catalog)
     put(tmp_path, "m", small_cnn(1, 32, 32), "2")
     put(tmp_path, "new", small_cnn())
     assert catalog.load("m").identity.version == "2"
@@ -156,7 +172,7 @@ def test_loading_finds_a_new_version_and_a_new_model(tmp_path: Path) -> None:
 def test_loading_tries_again_what_failed(tmp_path: Path) -> None:
     put(tmp_path, "m", small_cnn()).write_bytes(b"not ONNX")
     catalog = Catalog([tmp_path], load_model)
-    catalog.load_all()
+    load_all(catalog)
     with pytest.raises(ModelFailed):
         catalog.load("m")
     put(tmp_path, "m", small_cnn())
@@ -195,13 +211,13 @@ def test_what_is_in_no_repository_is_not_loaded(tmp_path: Path, name: str) -> No
 def test_an_unloaded_model_serves_nothing_until_it_is_loaded(tmp_path: Path) -> None:
     put(tmp_path, "m", small_cnn())
     catalog = Catalog([tmp_path], load_model)
-    catalog.load_all()
+    load_all(catalog)
     catalog.unload("m")
     for version in (None, "1"):
         with pytest.raises(NotReady, match="unloaded"):
             catalog.get("m", version)
     assert catalog.entry("m").summary().state == "unloaded"
-    catalog.load_all()
+    load_all(catalog)
     catalog.load("m")
     assert catalog.get("m", "1").identity.name == "m"
 
@@ -211,7 +227,27 @@ def test_unloading_frees_what_is_compiled_of_that_model_alone(tmp_path: Path) ->
         put(tmp_path, name, small_cnn())
     plans = PlanCache(1 << 30)
     catalog = Catalog([tmp_path], lambda *given: load(*given, RUNTIME, plans))
-    catalog.load_all()
+    load_all(catalog)
     both = len(plans)
     catalog.unload("one")
     assert len(plans) == both // 2 > 0
+
+
+def test_a_failed_model_keeps_nothing_of_those_who_ask_for_it(tmp_path: Path) -> None:
+    """An error that is raised again holds the frames, and so the requests, of all who saw it."""
+    (tmp_path / "bad" / "1").mkdir(parents=True)
+    (tmp_path / "bad" / "1" / "model.onnx").write_bytes(b"no model")
+    catalog, asked = Catalog([tmp_path], load_model), []
+
+    def ask() -> None:
+        request = threading.Event()  # Anything that can be referred to weakly.
+        asked.append(weakref.ref(request))
+        with pytest.raises(ModelFailed):
+            catalog.get("bad", "1")
+        with pytest.raises(ModelFailed):
+            catalog.get("bad", None)
+
+    for _ in range(3):
+        ask()
+    gc.collect()
+    assert [request() for request in asked] == [None] * 3

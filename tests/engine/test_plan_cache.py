@@ -103,3 +103,25 @@ def test_a_set_that_is_asked_again_and_again_gets_a_session_of_its_own() -> None
 def test_many_sets_asked_in_turn_get_none_however_long_it_goes_on() -> None:
     assert len(asked_in_turn(FUSE_WITHIN // FUSE_AFTER, FUSE_AFTER)) == FUSE_WITHIN // FUSE_AFTER
     assert len(asked_in_turn(FUSE_WITHIN, 10 * FUSE_AFTER)) == 0
+
+
+def test_what_is_fused_while_its_owner_is_dropped_is_not_kept() -> None:
+    with ThreadPoolExecutor(1) as background:
+        cache, begun, may_end = PlanCache(100, background), threading.Event(), threading.Event()
+
+        def build() -> Compiled:
+            begun.set()
+            assert may_end.wait(10)
+            return Compiled(1)
+
+        for _ in range(FUSE_AFTER):
+            cache.fused(("mine", "layers"), build, 1)
+        assert begun.wait(10)
+        cache.drop("mine")
+        may_end.set()
+    assert len(cache) == 0
+    cache = PlanCache(100, AtOnce())
+    for _ in range(FUSE_AFTER):
+        cache.fused(("mine", "layers"), lambda: Compiled(1), 1)
+    cache.drop("another's")
+    assert len(cache) == 1

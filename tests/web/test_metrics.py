@@ -77,7 +77,7 @@ def use_everything(service: Running, seen: list[dict[str, Metric]]) -> None:
         leaves.sendall(f"POST {SLOW} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nno".encode())
         for pooled in ("none", "none", "avg"):
             pool.submit(post_slow, service, pooled, image)
-        service.until(lambda: service.admission.requests == 3)
+        service.until(lambda: service.admission.requests == 3 and service.metric("featuremaps_queued") > 0)
         seen.append(service.metrics())
 
 

@@ -36,7 +36,7 @@ async def load_model(model: ModelName, request: Request) -> Response:
     """Look for the model's versions anew and load the highest that loads; what serves goes on until then."""
     visit_of(request).enter()
     async with audited(request, "load", model) as record:
-        record["digest"] = (await pipeline_of(request).load(model)).identity.digest
+        record["digest"] = (await pipeline_of(request).models.load(model)).identity.digest
     return _summary(request, model)
 
 
@@ -49,7 +49,7 @@ async def unload_model(model: ModelName, request: Request) -> Response:
     """Serve the model no more until it is loaded again; requests under way end as they would have."""
     visit_of(request).enter()
     async with audited(request, "unload", model):
-        await pipeline_of(request).unload(model)
+        await pipeline_of(request).models.unload(model)
     return _summary(request, model)
 
 

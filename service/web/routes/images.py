@@ -177,7 +177,7 @@ async def get_image_statistics(
 async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -> Response:
     """An image that is gone is a 404, what the client still holds a 304; only then anything runs."""
     pipeline = pipeline_of(request)
-    model = await pipeline.model(query.model, query.version)
+    model = await pipeline.models.get(query.model, query.version)
     etags.check_digest(model, query.digest)
     await pipeline.images.peek(caller_of(request).name, image_id)
     etag = etags.tag(model, image_id, query, pipeline.runtime)

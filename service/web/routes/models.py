@@ -58,7 +58,7 @@ async def get_model(
     model: ModelName, query: Annotated[VersionQuery, Depends(asked(VersionQuery))], request: Request
 ) -> Response:
     """Inputs, preprocessing, labels, licence, digests and stages of one version of a model."""
-    loaded = await pipeline_of(request).model(model, query.version)
+    loaded = await pipeline_of(request).models.get(model, query.version)
     return json_response(model_description(loaded), loaded.identity)
 
 
@@ -100,7 +100,7 @@ async def get_filters(
     It is found by walking back over bias, normalisation and activation.
     """
     pipeline = pipeline_of(request)
-    loaded = await pipeline.model(model, query.version)
+    loaded = await pipeline.models.get(model, query.version)
     etag = etags.tag(loaded, "filters", query, pipeline.runtime)
     headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
     if etags.matches(request, etag):

@@ -119,12 +119,12 @@ async def model_statistics(model: ModelName, request: Request) -> Response:
 )
 async def version_statistics(model: ModelName, version: VersionNumber, request: Request) -> Response:
     """What was counted of one version."""
-    return _statistics(request, [await pipeline_of(request).model(model, version)])
+    return _statistics(request, [await pipeline_of(request).models.get(model, version)])
 
 
 async def _metadata(request: Request, name: str, version: str | None) -> Response:
     pipeline = pipeline_of(request)
-    entry, model = pipeline.catalog.entry(name), await pipeline.model(name, version)
+    entry, model = pipeline.catalog.entry(name), await pipeline.models.get(name, version)
     return json_response(await pipeline.in_thread(_model_metadata, entry, model), model.identity)
 
 
@@ -148,13 +148,13 @@ async def _ready(request: Request, name: str, version: str | None) -> Response:
     entry = pipeline.catalog.entry(name)
     if entry.peek(version) is None and entry.is_loading(version):
         raise NotReady(f"model {name!r} is loading", retry_after_s=1)
-    model = await pipeline.model(name, version)
+    model = await pipeline.models.get(name, version)
     return json_response({"name": name, "ready": True}, model.identity)
 
 
 async def _configuration(request: Request, name: str, version: str | None) -> Response:
     pipeline = pipeline_of(request)
-    model = await pipeline.model(name, version)
+    model = await pipeline.models.get(name, version)
     most = pipeline.limits.images
     return json_response(await pipeline.in_thread(_model_configuration, model, most), model.identity)
 

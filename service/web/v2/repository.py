@@ -58,7 +58,7 @@ async def load(model: ModelName, request: Request) -> Response:
         )
     visit_of(request).enter()
     async with audited(request, "load", model) as record:
-        record["digest"] = (await pipeline_of(request).load(model)).identity.digest
+        record["digest"] = (await pipeline_of(request).models.load(model)).identity.digest
     return Response(None, 200, {"Cache-Control": "no-store"})
 
 
@@ -76,7 +76,7 @@ async def unload(model: ModelName, request: Request) -> Response:
         raise InvalidParameter(f"there is no parameter {name[:100]!r}", parameter="parameters")
     visit_of(request).enter()
     async with audited(request, "unload", model):
-        await pipeline_of(request).unload(model)
+        await pipeline_of(request).models.unload(model)
     return Response(None, 200, {"Cache-Control": "no-store"})
 
 

@@ -1,0 +1,67 @@
+"""The catalogue with its blocking calls in threads of their own."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from service.engine.catalog import Catalog
+from service.engine.loaded import LoadedModel
+from service.errors import ModelError, NotReady
+from service.pipeline.shared import Flights
+from service.pipeline.stopwatch import Stopwatch
+
+log = logging.getLogger("featuremaps.models")
+
+
+class Models:
+    """Lives on the event loop.
+
+    However many wait for one model, it takes one thread, so that others load beside it.
+    """
+
+    def __init__(self, catalog: Catalog, in_thread: Callable[..., Awaitable[Any]]) -> None:
+        self._catalog = catalog
+        self._in_thread = in_thread
+        self._loading = Flights()
+
+    async def get(self, name: str, version: str | None) -> LoadedModel:
+        """The model, loading it where it is not.
+
+        Raises:
+            ModelNotFound, VersionNotFound, ModelFailed, NotReady
+        """
+        if (ready := self._catalog.entry(name).peek(version)) is not None:
+            return ready
+        return await self._loading.join((name, version), partial(self._get, name, version))
+
+    async def load_all(self) -> None:
+        """Load every model's default version, one after another; cancelled, none is begun any more."""
+        for name in self._catalog.entries:
+            try:
+                await self.get(name, None)
+            except ModelError:
+                log.warning("model %s failed: %s", name, self._catalog.entry(name).summary().reason)
+            except NotReady:
+                log.info("model %s was unloaded before it was loaded", name)
+
+    async def load(self, name: str) -> LoadedModel:
+        """Look for a model's versions anew and load it.
+
+        Raises:
+            ModelNotFound, ModelFailed
+        """
+        loaded: LoadedModel = await self._in_thread(Stopwatch(), self._catalog.load, name)
+        return loaded
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model.
+
+        Raises:
+            ModelNotFound
+        """
+        await self._in_thread(Stopwatch(), self._catalog.unload, name)
+
+    async def _get(self, name: str, version: str | None) -> LoadedModel:
+        loaded: LoadedModel = await self._in_thread(Stopwatch(), self._catalog.get, name, version)
+        return loaded
