@@ -348,19 +348,27 @@ def test_a_tensor_may_be_named_as_anything_that_is_kept_beside_it(tmp_path: Path
         pipeline.close()
 
 
-def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path) -> None:
+def held(pipeline: Pipeline, name: str) -> tuple[threading.Event, threading.Event]:
+    """A model that is loaded as long as one likes: set when that has begun, and to be set to let it end."""
     begun, may_end = threading.Event(), threading.Event()
-    for name in ("slow", "quick"):
-        put(tmp_path / "models", name, small_cnn())
-    store = str(tmp_path / "images.sqlite3")
-    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
-    version = pipeline.catalog.entry("slow").versions[0]
+    version = pipeline.catalog.entry(name).versions[0]
     load = version._load
 
     def slowly() -> object:
         begun.set()
         assert may_end.wait(20)
         return load()
+
+    version._load = slowly  # type: ignore[assignment]
+    return begun, may_end
+
+
+def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path) -> None:
+    for name in ("slow", "quick"):
+        put(tmp_path / "models", name, small_cnn())
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    begun, may_end = held(pipeline, "slow")
 
     async def ask() -> None:
         waiting = [asyncio.create_task(pipeline.models.get("slow", None)) for _ in range(5)]
@@ -370,7 +378,6 @@ def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path
         may_end.set()
         assert len({id(found) for found in await asyncio.gather(*waiting)}) == 1
 
-    version._load = slowly  # type: ignore[assignment]
     try:
         asyncio.run(asyncio.wait_for(ask(), 60))
     finally:
@@ -379,18 +386,11 @@ def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path
 
 
 def test_who_stops_loading_all_begins_no_further_model(tmp_path: Path) -> None:
-    begun, may_end = threading.Event(), threading.Event()
     for name in ("a", "b", "c"):
         put(tmp_path / "models", name, small_cnn())
     store = str(tmp_path / "images.sqlite3")
     pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=1))
-    version = pipeline.catalog.entry("a").versions[0]
-    load = version._load
-
-    def slowly() -> object:
-        begun.set()
-        assert may_end.wait(20)
-        return load()
+    begun, may_end = held(pipeline, "a")
 
     async def stop() -> None:
         loading = asyncio.create_task(pipeline.models.load_all())
@@ -398,7 +398,6 @@ def test_who_stops_loading_all_begins_no_further_model(tmp_path: Path) -> None:
         loading.cancel()
         await asyncio.wait([loading])
 
-    version._load = slowly  # type: ignore[assignment]
     try:
         asyncio.run(asyncio.wait_for(stop(), 60))
     finally:

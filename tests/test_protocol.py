@@ -70,6 +70,13 @@ def test_a_post_that_offers_http2_is_answered_as_if_it_did_not(server: Server, p
         assert answers(client, 3) == [(200, expected(server))] * 3
 
 
+def test_thousands_of_offers_behind_each_other_are_all_answered(server: Server) -> None:
+    offer = b"GET /livez HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n"
+    with connect(server) as client:
+        client.sendall(offer * 2000)
+        assert [status for status, _ in answers(client, 2000)] == [200] * 2000
+
+
 def test_an_offer_of_websockets_is_answered_with_the_page_itself(server: Server) -> None:
     with connect(server) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")

@@ -31,14 +31,20 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """As asyncio calls it."""
         self._unset_keepalive_if_required()
-        if self._is_deaf:
-            return
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._read_without_offer(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse()
+        # Views, last one first: thousands of offers may lie in what one read of the socket brings.
+        parts = [memoryview(data)]
+        while parts and not self._is_deaf:
+            part = parts.pop()
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse()
+                    return
+                parts += [part[upgrade.args[0] :], memoryview(self._head_without_offer())]
+            except httptools.HttpParserError:
+                self._refuse()
+                return
 
     def on_headers_complete(self) -> None:
         """As the parser calls it; it stops behind a head with an offer."""
@@ -70,19 +76,16 @@ class Protocol(HttpToolsProtocol):
         self._answered = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _read_without_offer(self, rest: bytes) -> None:
-        """The same request as if nothing else had been offered (RFC 9110, 7.8)."""
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        if method == b"CONNECT":
-            self._refuse()
-            return
-        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
+    def _head_without_offer(self) -> bytes:
+        """The same request as if nothing else had been offered (RFC 9110, 7.8), for a new parser."""
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
         for name, value in self.headers:
             if name != b"upgrade":
                 head += [name, b": ", value, b"\r\n"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn does.
-        self.data_received(b"".join([*head, b"\r\n", rest]))
+        return b"".join([*head, b"\r\n"])
 
     def _refuse(self) -> None:
         """What came before is answered; behind it nothing is read any more."""
