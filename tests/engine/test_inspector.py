@@ -96,3 +96,13 @@ def test_the_process_knows_nothing_of_the_services_environment(
         pytest.skip("this system does not tell the environment of a process")
     assert b"secret" not in environment.read_bytes()
     inspector.close()
+
+
+def test_a_closed_inspector_checks_nothing_any_more(good: Path) -> None:
+    """Loading may still go on while the service ends: it is refused, and no process is begun for it."""
+    closed = Inspector(LIMITS, "all")
+    assert closed.check("good", "1", good, NOWHERE)
+    closed.close()
+    with pytest.raises(ModelFailed, match="ends"):
+        closed.check("good", "1", good, NOWHERE)
+    assert not closed._processes
