@@ -1,57 +1,103 @@
 """What a GPU gives: `python -m tests.benchmarks.cuda`, with onnxruntime-gpu and a GPU.
 
 ResNet-50 with random weights, a drawn photograph of 100 kB in, one ReLU as float32 `.npy` out. Each row is a
-closed loop of so many clients, after a first one that has the batches' sizes compiled.
+closed loop of so many clients, after a first one that has the batches' sizes compiled. One process of clients
+is at its end before the service is, so many clients come from several.
 """
 
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from service.cli.photographs import drawn_photograph, numbered
 from tests.benchmarks.early import repository
 from tests.benchmarks.overload import bench
 from tests.benchmarks.resnet import relus
 from tests.servers import Server, serving
 
-DEPTHS = {"early (2nd ReLU)": 1, "deep (last ReLU)": -1}
-SECONDS, WARM_SECONDS = "2", "1.5"
-EVERY, MANY = ("1", "8", "32"), ("8", "32")
-# What is set, how many clients ask at one time, what they ask beside the layer.
-RUNS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
-    ("cuda", ("--provider", "cuda"), EVERY, ()),
-    ("cuda, averaged", ("--provider", "cuda"), MANY, ("--query", "pool=avg")),
-    ("cuda, no batches", ("--provider", "cuda", "--batching", "off"), EVERY, ()),
-    ("cuda, four workers", ("--provider", "cuda", "--workers", "4"), ("32",), ()),
-    ("cuda, TF32", ("--provider", "cuda", "--tf32"), MANY, ()),
-    ("cpu", (), ("8",), ()),
+DEPTHS = {"early (2nd ReLU)": 1, "middle (21st ReLU)": 20, "deep (last ReLU)": -1}
+SECONDS, WARM_SECONDS = "3", "2"
+GENERATORS = 4
+CUDA = ("--provider", "cuda")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is set, how many clients ask at one time, and what they ask beside the layer."""
+
+    name: str
+    options: tuple[str, ...]
+    clients: tuple[int, ...]
+    query: tuple[str, ...] = ()
+
+
+SETTINGS = (
+    Setting("cuda", CUDA, (1, 8, 32)),
+    Setting("cuda, averaged", CUDA, (32,), ("--query", "pool=avg")),
+    Setting("cuda, no batches", (*CUDA, "--batching", "off"), (8, 32)),
+    Setting("cuda, four workers", (*CUDA, "--workers", "4"), (32,)),
+    Setting("cuda, TF32", (*CUDA, "--tf32"), (32,)),
+    Setting("cpu", (), (8,)),
 )
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        names = relus(repository(Path(scratch)))
-        for label, options, clients, query in RUNS:
-            with serving("--models", scratch, "--log-level", "warning", *options) as server:
+        names = relus(repository(Path(scratch) / "models"))
+        images = [Path(scratch) / f"{number}.jpg" for number in range(GENERATORS)]
+        for number, image in enumerate(images):
+            # Of its own bytes: identical requests under way are run once.
+            image.write_bytes(numbered(drawn_photograph(), number))
+        for setting in SETTINGS:
+            with serving(
+                "--models", f"{scratch}/models", "--log-level", "warning", *setting.options
+            ) as server:
                 for depth, position in DEPTHS.items():
-                    for row in rows(server, names[position], clients, query):
-                        print(f"{label:20s} {depth:16s} {line(row)}", flush=True)
-                print(f"{label:20s} device memory {device_memory()}", flush=True)
+                    for row in rows(server, names[position], setting, images):
+                        print(f"{setting.name:20s} {depth:18s} {line(row)}", flush=True)
+                print(f"{setting.name:20s} device memory {device_memory()}", flush=True)
 
 
-def rows(
-    server: Server, layer: str, clients: tuple[str, ...], query: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def rows(server: Server, layer: str, setting: Setting, images: list[Path]) -> list[dict[str, Any]]:
     """One a number of clients."""
-    bench(server, layer, "--concurrency", clients[-1], "--seconds", WARM_SECONDS, *query)
-    return bench(server, layer, "--concurrency", ",".join(clients), "--seconds", SECONDS, *query)
+    ask = partial(loaded, server, layer, images, setting.query)
+    ask(setting.clients[-1], WARM_SECONDS)
+    return [ask(clients, SECONDS) for clients in setting.clients]
+
+
+def loaded(
+    server: Server, layer: str, images: list[Path], query: tuple[str, ...], clients: int, seconds: str
+) -> dict[str, Any]:
+    """The figures of so many clients: rates are sums, p99 is the worst generator's, the rest their median."""
+    images = images[:clients]
+    words = ("--concurrency", str(clients // len(images)), "--seconds", seconds, *query)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda image: bench(server, layer, "--image", str(image), *words)[0], images))
+    times = ("p50", "decode", "queue", "run", "encode", "network")
+    return {
+        "clients": clients,
+        "answers_per_s": sum(row["answers_per_s"] for row in found),
+        "p99_ms": max(row["p99_ms"] for row in found),
+        **{f"{name}_ms": median(row[f"{name}_ms"] for row in found) for name in times},
+        "others": sum(sum({**row["refused"], **row["failed"]}.values()) for row in found),
+        "generator": max(row["generator_cpu_s"] / row["seconds"] for row in found),
+    }
 
 
 def line(row: dict[str, Any]) -> str:
     """A row as text."""
-    times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in ("p50", "p99", "decode", "run", "encode"))
-    return f"{row['load']:>10s}  {row['answers_per_s']:7.1f} answers/s  ms: {times}"
+    names = ("p50", "p99", "queue", "decode", "run", "encode", "network")
+    times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in names)
+    return (
+        f"{row['clients']:3d} clients {row['answers_per_s']:7.1f} answers/s  ms: {times}  "
+        f"not answered {row['others']}  busiest generator {row['generator']:.0%} of a core"
+    )
 
 
 def device_memory() -> str:
