@@ -12,7 +12,6 @@ import pytest
 from service.app import make_pipeline
 from service.engine.runner import Session
 from service.errors import ModelFailed
-from service.pipeline.batches import BATCHES_AT_ONCE
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Array, Job, Payload
@@ -147,12 +146,11 @@ def test_jpegs_of_many_callers_answer_as_they_do_alone(pipeline: Pipeline) -> No
 def test_who_leaves_before_a_batch_has_begun_leaves_nothing_behind(pipeline: Pipeline) -> None:
     """However long the batches before it take."""
     assert pipeline._batches is not None
-    busy, bodies = pipeline._batches._free, []
+    bodies = []
 
     async def ask() -> None:
         await pipeline.models.load_all()
-        for _ in range(BATCHES_AT_ONCE):
-            await busy.acquire()
+        pipeline._batches._places = 0
         asked = jobs("small", ["block2.add"] * 6, tensors(6, 3, 32, 32))
         callers = [asyncio.create_task(pipeline.extract(job)) for job in asked]
         while sum(map(len, pipeline._batches._waiting.values())) < 6:  # noqa: ASYNC110 - it tells nobody
@@ -165,7 +163,40 @@ def test_who_leaves_before_a_batch_has_begun_leaves_nothing_behind(pipeline: Pip
         callers[-1].cancel()
         await asyncio.wait(callers)
         assert not pipeline._batches._waiting
-        for _ in range(BATCHES_AT_ONCE):
-            busy.release()
 
     asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_all_that_share_a_batch_are_told_how_long_it_took_and_how_long_they_waited_for_it(
+    pipeline: Pipeline,
+) -> None:
+    asked = jobs("small", ["block2.add"] * 12, tensors(12, 3, 32, 32))
+    answered(pipeline, asked)
+    for answer in answered(pipeline, asked):
+        assert isinstance(answer, Payload)
+        assert answer.timings["run"] > 0
+        assert answer.timings["queue"] >= 0
+
+
+def test_no_model_waits_for_ever_behind_another_whose_requests_go_on(pipeline: Pipeline) -> None:
+    """One request a batch of the first model, each of which brings the next one."""
+    assert pipeline._batches is not None
+    pipeline._batches._max_pixels = 1
+    others = jobs("small", ["stem/relu"] * 8, tensors(8, 3, 32, 32))
+    (one,) = jobs("reshaping", ["vector"], tensors(1, 3, 8, 8))
+
+    async def ask() -> None:
+        await pipeline.models.load_all()
+
+        async def again(job: Job) -> None:
+            while True:
+                await pipeline.extract(job)
+
+        busy = [asyncio.create_task(again(job)) for job in others]
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(pipeline.extract(one), 20)
+        for task in busy:
+            task.cancel()
+        await asyncio.wait(busy)
+
+    asyncio.run(ask())

@@ -4,6 +4,7 @@ Nobody waits for others to come: whoever finds the network free runs, and takes 
 """
 
 import asyncio
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,6 +14,7 @@ from service.engine.runner import Stop
 from service.pipeline.figures import Distribution
 from service.pipeline.pools import Pools
 from service.pipeline.prepare import Ready
+from service.pipeline.stopwatch import Stopwatch
 from service.values import Array
 
 # While one batch computes, the next one's images are copied to the device.
@@ -26,6 +28,7 @@ BATCH_PIXELS = (10_000, 50_000, 100_000, 500_000, 1_000_000, 2_000_000, 4_000_00
 class _Waiting:
     ready: Ready
     outcome: asyncio.Future[Mapping[str, Array]]
+    since: float
 
     @property
     def pixels(self) -> int:
@@ -40,9 +43,10 @@ class Batches:
     def __init__(self, pools: Pools, max_pixels: int) -> None:
         self._pools = pools
         self._max_pixels = max_pixels
+        # By the model and the images' shape; who came first is in the first of them.
         self._waiting: dict[Hashable, list[_Waiting]] = {}
+        self._places = BATCHES_AT_ONCE
         self._running: set[asyncio.Task[None]] = set()  # The loop itself holds tasks weakly.
-        self._free = asyncio.Semaphore(BATCHES_AT_ONCE)
         self.sizes = Distribution(BATCH_SIZES)
         self.pixels = Distribution(BATCH_PIXELS)
 
@@ -52,12 +56,14 @@ class Batches:
         Raises:
             ModelFailed, ShapeMismatch: of this job; others that shared its batch are not harmed.
         """
-        waiting = _Waiting(ready, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(ready, asyncio.get_running_loop().create_future(), time.perf_counter())
         key = (ready.model.identity, ready.prepared.tensor.shape[1:])
         self._waiting.setdefault(key, []).append(waiting)
-        running = asyncio.create_task(self._run_next(key))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        if self._places:
+            self._places -= 1
+            running = asyncio.create_task(self._run_waiting())
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
         try:
             return await waiting.outcome
         except asyncio.CancelledError:
@@ -70,22 +76,27 @@ class Batches:
         if others:
             self._waiting[key] = others
 
-    async def _run_next(self, key: Hashable) -> None:
-        async with self._free:
-            batch = self._take(key)
-            if not batch:
-                return
-            self.sizes.add(len(batch))
-            self.pixels.add(sum(one.pixels for one in batch))
-            stop = Stop()
-            for one in batch:
-                one.outcome.add_done_callback(lambda _: _stop_if_alone(batch, stop))
-            try:
-                outcomes = await self._pools.run("run", batch[0].ready.watch, _together, batch, stop)
-            except Exception as error:
-                outcomes = [error] * len(batch)
-            for one, outcome in zip(batch, outcomes, strict=True):
-                _settle(one.outcome, outcome)
+    async def _run_waiting(self) -> None:
+        """Run batch after batch until nobody waits; what did not fit into one goes behind the others."""
+        try:
+            while self._waiting:
+                if batch := self._take(next(iter(self._waiting))):
+                    await self._run(batch)
+        finally:
+            self._places += 1
+
+    async def _run(self, batch: Sequence[_Waiting]) -> None:
+        self.sizes.add(len(batch))
+        self.pixels.add(sum(one.pixels for one in batch))
+        stop = Stop()
+        for one in batch:
+            one.outcome.add_done_callback(lambda _: _stop_if_alone(batch, stop))
+        try:
+            outcomes = await self._pools.run("run", Stopwatch(), _together, batch, stop)
+        except Exception as error:
+            outcomes = [error] * len(batch)
+        for one, outcome in zip(batch, outcomes, strict=True):
+            _settle(one.outcome, outcome)
 
     def _take(self, key: Hashable) -> list[_Waiting]:
         """Those who came first, as many as the budget allows; who has left is left out."""
@@ -104,10 +115,17 @@ class Batches:
 
 
 def _together(batch: Sequence[_Waiting], stop: Stop) -> Sequence[Outcome]:
+    """Each request is told all of the time that its batch took."""
     model = batch[0].ready.model
-    with batch[0].ready.watch.measure("run"):
-        jobs = [(one.ready.prepared.tensor, one.ready.layers, one.ready.parts) for one in batch]
+    jobs = [(one.ready.prepared.tensor, one.ready.layers, one.ready.parts) for one in batch]
+    for one in batch:
+        one.ready.watch.since("queue", one.since)
+    start = time.perf_counter()
+    try:
         return model.run_together(jobs, stop)
+    finally:
+        for one in batch:
+            one.ready.watch.since("run", start)
 
 
 def _stop_if_alone(batch: Sequence[_Waiting], stop: Stop) -> None:

@@ -1,7 +1,7 @@
 """What a GPU gives: `python -m tests.benchmarks.cuda`, with onnxruntime-gpu and a GPU.
 
 ResNet-50 with random weights, a drawn photograph of 100 kB in, one ReLU as float32 `.npy` out. Each row is a
-closed loop of so many clients, after a first one that has the batches' sizes compiled. One process of clients
+closed loop of so many clients, after requests that have the batches' sizes compiled. One process of clients
 is at its end before the service is, so many clients come from several.
 """
 
@@ -15,16 +15,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from service.cli.photographs import drawn_photograph, numbered
 from tests.benchmarks.early import repository
 from tests.benchmarks.overload import bench
 from tests.benchmarks.resnet import relus
+from tests.builders import npy
 from tests.servers import Server, serving
 
 DEPTHS = {"early (2nd ReLU)": 1, "middle (21st ReLU)": 20, "deep (last ReLU)": -1}
-SECONDS, WARM_SECONDS = "3", "2"
+SECONDS, WARM_SECONDS = "3", "1"
 GENERATORS = 4
+# Images of a request; batches are padded to 1, 4, 16 and 64. Each worker has to be met.
+WARM_IMAGES, WARM_TIMES = (1, 2, 5, 17), 4
 CUDA = ("--provider", "cuda")
+COMMON = ("--log-level", "warning", "--max-images", "64")
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,14 @@ class Setting:
     options: tuple[str, ...]
     clients: tuple[int, ...]
     query: tuple[str, ...] = ()
+    workers: int = 1
 
 
 SETTINGS = (
     Setting("cuda", CUDA, (1, 8, 32)),
     Setting("cuda, averaged", CUDA, (32,), ("--query", "pool=avg")),
     Setting("cuda, no batches", (*CUDA, "--batching", "off"), (8, 32)),
-    Setting("cuda, four workers", (*CUDA, "--workers", "4"), (32,)),
+    Setting("cuda, four workers", (*CUDA, "--workers", "4"), (32,), workers=4),
     Setting("cuda, TF32", (*CUDA, "--tf32"), (32,)),
     Setting("cpu", (), (8,)),
 )
@@ -55,9 +62,7 @@ def main() -> None:
             # Of its own bytes: identical requests under way are run once.
             image.write_bytes(numbered(drawn_photograph(), number))
         for setting in SETTINGS:
-            with serving(
-                "--models", f"{scratch}/models", "--log-level", "warning", *setting.options
-            ) as server:
+            with serving("--models", f"{scratch}/models", *COMMON, *setting.options) as server:
                 for depth, position in DEPTHS.items():
                     for row in rows(server, names[position], setting, images):
                         print(f"{setting.name:20s} {depth:18s} {line(row)}", flush=True)
@@ -66,9 +71,25 @@ def main() -> None:
 
 def rows(server: Server, layer: str, setting: Setting, images: list[Path]) -> list[dict[str, Any]]:
     """One a number of clients."""
+    for size in WARM_IMAGES * WARM_TIMES * setting.workers:
+        several(server, layer, size)
     ask = partial(loaded, server, layer, images, setting.query)
-    ask(setting.clients[-1], WARM_SECONDS)
+    for clients in setting.clients:
+        ask(clients, WARM_SECONDS)
     return [ask(clients, SECONDS) for clients in setting.clients]
+
+
+def several(server: Server, layer: str, images: int) -> None:
+    """One request for so many images."""
+    content = npy(np.random.default_rng(0).random((images, 3, 224, 224), np.float32))
+    with server.client() as client:
+        answer = client.post(
+            "/v1/models/resnet50/features",
+            params={"layers": layer, "format": "npy"},
+            content=content,
+            headers={"Content-Type": "application/x-npy"},
+        )
+    answer.raise_for_status()
 
 
 def loaded(
