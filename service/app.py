@@ -50,7 +50,7 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         batch_pixels=settings.max_batch_pixels,
     )
     plans = PlanCache(settings.plan_cache_bytes // workers)
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = max(1, (settings.threads or len(os.sched_getaffinity(0))) // workers)
     limits = model_limits_of(settings)
     inspector = Inspector(limits, runtime.optimization)
 
@@ -70,7 +70,8 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         Admission(max(1, settings.max_in_flight // workers), max(1, settings.max_in_flight_bytes // workers)),
         runtime=f"onnxruntime {runtime.version}",
         give_back=runtime.give_back,
-        threads=max(1, threads // workers),
+        threads=threads,
+        runs_at_once=1 if runtime.has_device else threads,
         map_cache_bytes=settings.map_cache_bytes // workers,
         max_batch_pixels=settings.max_batch_pixels if _batches(settings, runtime) else 0,
         plans=plans,

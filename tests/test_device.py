@@ -3,19 +3,32 @@
 import asyncio
 import functools
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
 from service import app
-from service.engine.runner import Runtime
+from service.engine.runner import Runtime, Session
 from service.errors import ServiceError
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Array, Channels, Drawing, Inference, Job, Output, Payload, Reduction, Region
+from service.values import (
+    NO_REDUCTION,
+    Array,
+    Channels,
+    Drawing,
+    Inference,
+    Job,
+    Output,
+    Payload,
+    Reduction,
+    Region,
+)
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.builders import model as make
 
@@ -108,6 +121,27 @@ def test_an_answer_with_a_device_is_that_without_one(pipelines: list[Pipeline], 
 
     found, expected = (asyncio.run(answer(pipeline)) for pipeline in pipelines)
     assert found == expected
+
+
+def test_one_thread_runs_all_sessions_on_a_device_whoever_asks_for_whatever(
+    pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread would have handles made for itself and each session, which take the device's memory."""
+    (with_device, _), threads = pipelines, set()
+    run = Session.run
+
+    def watched(self: Session, *given: Any, **named: Any) -> Any:
+        if self._device is not None:
+            threads.add(threading.current_thread().name)
+        return run(self, *given, **named)
+
+    monkeypatch.setattr(Session, "run", watched)
+
+    async def ask() -> None:
+        await asyncio.gather(*(ask(with_device) for ask in ASKED.values()))
+
+    asyncio.run(ask())
+    assert threads == {"device_0"}
 
 
 def random_job(rng: random.Random, layers: Sequence[str]) -> Job:

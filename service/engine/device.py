@@ -7,6 +7,7 @@ and 0.82 to average them with numpy.
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -16,6 +17,7 @@ from service.engine.runner import Runtime, Session, Value
 from service.engine.small_graphs import select_and_average, take_rows
 from service.values import NO_REDUCTION, Array, Channels, Layer, Reduction
 
+T = TypeVar("T")
 SESSIONS_KEPT = 64
 # cuDNN plans a convolution anew for each shape: ResNet-50 takes 80 ms for that, and 2.5 ms for a batch of 8.
 BATCH_STEP = 4
@@ -29,6 +31,10 @@ class Device:
         self._session = cached(LRUCache[Hashable, Session](SESSIONS_KEPT), condition=threading.Condition())(
             self._compile
         )
+
+    def call(self, work: Callable[..., T], *given: Any, **named: Any) -> T:
+        """Call what runs sessions in the thread that may."""
+        return self._runtime.on_device(work, *given, **named)
 
     @property
     def is_apart(self) -> bool:

@@ -74,6 +74,7 @@ class LoadedModel:
         kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
         self._other_table = cached(kept, condition=threading.Condition())(self._table_at)
         self._execution = Execution(graph, self._network, runtime, plans, self.identity)
+        self._device = self._execution.device
         self._images = Images(self._execution, self._examples)
 
     @property
@@ -173,7 +174,7 @@ class LoadedModel:
         names, feeds = _computed(layers), {**self._feeds(tensor), **(others or {})}
         values = {self.first_input: tensor}
         if self.image_input is None:
-            values |= self._execution.run(feeds, names, stop=stop)
+            values |= self._device.call(self._execution.run, feeds, names, stop=stop)
         elif names:
             check_batch(len(tensor), layers)
             values |= self._images.run(self._asked(feeds, layers, parts or {}), stop)
@@ -181,7 +182,7 @@ class LoadedModel:
 
     def parts_of(self, layers: Sequence[Layer], reduction_of: Callable[[str], Reduction]) -> Parts:
         """What of layers' reductions `run` can do on the device, before maps are copied from it."""
-        device = self._execution.device
+        device = self._device
         if not device.is_apart or self.image_input is None:
             return {}
         computed = [layer for layer in layers if layer.index >= 0]
@@ -204,7 +205,7 @@ class LoadedModel:
             fits = without_batch(asked.images, layers) is None
             if asked.layers and fits and self._images.is_separable(asked, stop):
                 shared[i] = asked
-        run_together(self._execution, list(shared.values()), stop)
+        self._device.call(run_together, self._execution, list(shared.values()), stop)
         return [
             self._shared_outcome(shared[i], job[1]) if i in shared else self._outcome(*job, stop)
             for i, job in enumerate(jobs)
@@ -236,7 +237,7 @@ class LoadedModel:
         Raises:
             ModelFailed, Stopped
         """
-        return self._execution.run_step(step, {**values, **self._feeds(tensor)}, stop=stop)
+        return self._device.call(self._execution.run_step, step, {**values, **self._feeds(tensor)}, stop=stop)
 
     def class_weights(self, layer: str, target: int) -> Array:
         """How much each channel of a layer counts for a class (Zhou et al. 2016): (C,) float32.
@@ -270,13 +271,14 @@ class LoadedModel:
         """
         outputs = tuple(name for name in self.outputs if name in self.layers().by_name)
         if self.image_input is None:
-            self._execution.compile(outputs)
+            self._device.call(self._execution.compile, outputs)
             return
         shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
         feeds = self._feeds(np.zeros(shape, self.image_input.dtype))
-        self._execution.run(feeds, outputs)
+        self._device.call(self._execution.run, feeds, outputs)
         for words in self.manifest.warm:
-            self._execution.fuse(self._warm_layers([words] if isinstance(words, str) else words), feeds)
+            layers = self._warm_layers([words] if isinstance(words, str) else words)
+            self._device.call(self._execution.fuse, layers, feeds)
 
     def release(self) -> None:
         """Drop what is compiled; a run that needs it compiles it anew."""

@@ -17,8 +17,6 @@ from service.pipeline.prepare import Ready
 from service.pipeline.stopwatch import Stopwatch
 from service.values import Array
 
-# While one batch computes, the next one's images are copied to the device.
-BATCHES_AT_ONCE = 2
 # Bounds of what is counted about batches.
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 BATCH_PIXELS = (10_000, 50_000, 100_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 16_000_000)
@@ -38,14 +36,17 @@ class _Waiting:
 
 
 class Batches:
-    """Lives on the event loop; at most `max_pixels` share a batch, one request at least."""
+    """Lives on the event loop; at most `max_pixels` share a batch, one request at least.
 
-    def __init__(self, pools: Pools, max_pixels: int) -> None:
+    `at_once` are under way at one time: one that was formed early would run without who came meanwhile.
+    """
+
+    def __init__(self, pools: Pools, max_pixels: int, at_once: int) -> None:
         self._pools = pools
         self._max_pixels = max_pixels
         # By the model and the images' shape; who came first is in the first of them.
         self._waiting: dict[Hashable, list[_Waiting]] = {}
-        self._places = BATCHES_AT_ONCE
+        self._places = at_once
         self._running: set[asyncio.Task[None]] = set()  # The loop itself holds tasks weakly.
         self.sizes = Distribution(BATCH_SIZES)
         self.pixels = Distribution(BATCH_PIXELS)

@@ -24,7 +24,9 @@ ONE_MORE = ("prepare", "finish")
 
 
 class Pools:
-    """As many places in each stage as it has threads. `after` is called when somebody's work is over.
+    """As many places in each stage as it has threads; of runs there may be fewer at one time.
+
+    `after` is called when somebody's work is over.
 
     Work keeps the place of its first stage until all of it is done: what was begun ends before more is
     decoded, so that no pile of decoded images grows before a busy network. One more is decoded than may run,
@@ -35,10 +37,18 @@ class Pools:
     for an early layer.
     """
 
-    def __init__(self, threads: int, admission: Admission, after: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        admission: Admission,
+        after: Callable[[], None],
+        *,
+        runs_at_once: int | None = None,
+    ) -> None:
         self._admission = admission
         self._after = after
         self._free = {stage: threads + (stage in ONE_MORE) for stage in STAGES}
+        self._free["run"] = runs_at_once or threads
         # Whoever is here waits for a stage of which nothing is free.
         self._waiting: dict[str, deque[_Job[Any]]] = {stage: deque() for stage in STAGES}
         self._begun = SimpleQueue[_Job[Any] | None]()

@@ -63,6 +63,7 @@ class Pipeline:
         runtime: str,
         give_back: Callable[[], None],
         threads: int,
+        runs_at_once: int,
         map_cache_bytes: int,
         max_batch_pixels: int,
         plans: PlanCache,
@@ -79,8 +80,8 @@ class Pipeline:
         self.tallies = Tallies()
         self._give_back = give_back
         self._resting: asyncio.TimerHandle | None = None
-        self._pools = Pools(threads, admission, self._rest)
-        self._batches = Batches(self._pools, max_batch_pixels) if max_batch_pixels else None
+        self._pools = Pools(threads, admission, self._rest, runs_at_once=runs_at_once)
+        self._batches = Batches(self._pools, max_batch_pixels, runs_at_once) if max_batch_pixels else None
         self._answers = Flights()
         self._shared = Shared(map_cache_bytes, _held_bytes)
         self._inspector = inspector

@@ -25,7 +25,7 @@ from tests.builders import npy
 from tests.servers import Server, serving
 
 DEPTHS = {"early (2nd ReLU)": 1, "middle (21st ReLU)": 20, "deep (last ReLU)": -1}
-SECONDS, WARM_SECONDS = "3", "1"
+SECONDS, WARM_SECONDS = "2", "1"
 GENERATORS = 4
 # Images of a request; batches are padded to 1, 4, 16 and 64. Each worker has to be met.
 WARM_IMAGES, WARM_TIMES = (1, 2, 5, 17), 4
@@ -46,9 +46,9 @@ class Setting:
 
 SETTINGS = (
     Setting("cuda", CUDA, (1, 8, 32)),
-    Setting("cuda, averaged", CUDA, (32,), ("--query", "pool=avg")),
-    Setting("cuda, no batches", (*CUDA, "--batching", "off"), (8, 32)),
     Setting("cuda, four workers", (*CUDA, "--workers", "4"), (32,), workers=4),
+    Setting("cuda, no batches", (*CUDA, "--batching", "off"), (32,)),
+    Setting("cuda, averaged", CUDA, (32,), ("--query", "pool=avg")),
     Setting("cuda, TF32", (*CUDA, "--tf32"), (32,)),
     Setting("cpu", (), (8,)),
 )
