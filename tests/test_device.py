@@ -18,7 +18,6 @@ from service.errors import ServiceError
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import (
-    NO_REDUCTION,
     Array,
     Channels,
     Drawing,
