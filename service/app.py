@@ -49,7 +49,7 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         tf32=settings.tf32,
         batch_pixels=settings.max_batch_pixels,
     )
-    plans = PlanCache(settings.plan_cache_bytes // workers)
+    plans = _plan_cache(settings, runtime, workers)
     threads = max(1, (settings.threads or len(os.sched_getaffinity(0))) // workers)
     limits = model_limits_of(settings)
     inspector = Inspector(limits, runtime.optimization)
@@ -78,6 +78,13 @@ def make_pipeline(settings: Settings, workers: int = 1) -> Pipeline:
         inspector=inspector,
         upload_paths=_upload_paths(settings),
     )
+
+
+def _plan_cache(settings: Settings, runtime: Runtime, workers: int) -> PlanCache:
+    """On a GPU with more room, for variants too: there is one a size of a batch, which none may push out."""
+    if runtime.provider == "cuda":
+        return PlanCache((settings.plan_cache_bytes or 4 << 30) // workers, variants_share=4)
+    return PlanCache((settings.plan_cache_bytes or 1 << 30) // workers)
 
 
 def _is_checked(file: Path, settings: Settings) -> bool:

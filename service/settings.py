@@ -85,9 +85,10 @@ class Settings(BaseModel):
     )
     max_batch_pixels: int = Field(4_000_000, ge=1, description="Most pixels of a shared batch")
     plan_cache_bytes: int = Field(
-        1024 * MIB,
+        0,
         ge=0,
-        description="Bytes of compiled parts of all models together; a sixteenth is for variants of segments",
+        description="Bytes of compiled parts of all models together; 0 is 1 GiB on a CPU and 4 GiB on a GPU, "
+        "where each size of a batch has its own",
     )
     image_store: str = Field(
         "",

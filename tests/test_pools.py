@@ -37,9 +37,9 @@ class Busy:
 
 
 @asynccontextmanager
-async def opened(threads: int) -> AsyncIterator[tuple[Pools, Admission]]:
+async def opened(threads: int, runs_at_once: int | None = None) -> AsyncIterator[tuple[Pools, Admission]]:
     admission = Admission(1000, 1 << 30)
-    pools = Pools(threads, admission, lambda: None)
+    pools = Pools(threads, admission, lambda: None, runs_at_once=runs_at_once)
     try:
         yield pools, admission
     finally:
@@ -75,6 +75,20 @@ def test_no_stage_has_more_than_its_threads_and_whoever_stays_gets_an_answer(thr
     assert all(most <= threads + (name in ONE_MORE) for name, most in busy.most.items())
     assert busy.most["run"] == threads
     assert not any(busy.now.values())
+
+
+def test_fewer_networks_may_run_at_one_time_than_there_are_threads() -> None:
+    """As on a GPU, whose one thread they would wait for; decoding goes on beside it."""
+    busy = Busy()
+
+    async def ask() -> None:
+        async with opened(3, runs_at_once=1) as (pools, _):
+            work = (busy.work(["prepare", "run"], lambda: 0.005, number) for number in range(20))
+            await asyncio.gather(*(pools.go(stages, Stopwatch()) for stages in work))
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    assert busy.most["run"] == 1
+    assert busy.most["prepare"] > 1
 
 
 def test_what_was_asked_first_begins_first() -> None:

@@ -57,11 +57,17 @@ class _Asked:
 class PlanCache:
     """Thread-safe; each key is built once however many ask, and nobody waits for another's key."""
 
-    def __init__(self, budget_bytes: int, background: Executor | None = None) -> None:
+    def __init__(
+        self,
+        budget_bytes: int,
+        background: Executor | None = None,
+        *,
+        variants_share: int = VARIANTS_SHARE,
+    ) -> None:
         self.budget_bytes = budget_bytes
         self._kept: LRUCache[Hashable, Session] = LRUCache(max(budget_bytes, 1), _bytes_of)
         self._variants: LRUCache[Hashable, Session] = LRUCache(
-            max(budget_bytes // VARIANTS_SHARE, 1), _bytes_of
+            max(budget_bytes // variants_share, 1), _bytes_of
         )
         self._building: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()

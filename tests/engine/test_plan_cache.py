@@ -53,6 +53,16 @@ def test_the_budget_holds() -> None:
     assert (cache.kept_bytes, len(cache)) == (30, 3)
 
 
+@pytest.mark.parametrize("share", [2, 4])
+def test_variants_hold_no_more_than_their_share_and_push_out_no_segment(share: int) -> None:
+    cache = PlanCache(160, variants_share=share)
+    cache.get("segment", lambda: Compiled(100))
+    for key in range(100):
+        cache.get(key, lambda: Compiled(10), "variant")
+    kept = cache.figures()
+    assert (kept["variant"].bytes, kept["segment"].count) == (160 // share, 1)
+
+
 def test_one_larger_than_the_budget_is_used_and_not_kept() -> None:
     cache = PlanCache(5)
     assert cache.get("a", lambda: Compiled(10)).kept_bytes == 10
