@@ -107,7 +107,10 @@ class Settings(BaseModel):
         2048 * MIB, ge=1, description="Bodies, pictures, maps and answers of all requests together, bytes"
     )
     max_stall_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="How long a client may send or take nothing, seconds"
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a client may take nothing, or send less than 16 KiB of a body, seconds",
     )
     max_body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, bytes")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, pixels")

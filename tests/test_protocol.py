@@ -1,5 +1,6 @@
 """What clients do that uvicorn does not expect, over real sockets to the real server."""
 
+import contextlib
 import re
 import socket
 import struct
@@ -7,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import httpx
+import psutil
 import pytest
 
+from service.web.keys import make_key
 from tests.builders import encoded, photograph
 from tests.servers import Server, serving
 
@@ -167,3 +170,40 @@ def wait_for(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Server]:
+    """A service with keys that gives a client half a second."""
+    token, line = make_key("tests", "infer")
+    with serving("--max-stall-s", "0.5", FEATUREMAPS_KEYS=line) as server:
+        server.headers["Authorization"] = f"Bearer {token}"
+        yield server
+
+
+def until_closed(server: Server) -> None:
+    """Soon the server has no connection any more, whatever the other side does."""
+    ends = time.monotonic() + 30
+    while any(c.raddr for c in psutil.Process(server.pid).net_connections("tcp")):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_who_reads_none_of_many_refusals_is_given_up(impatient: Server) -> None:
+    """Requests behind each other without a key, until the refusals fill all that lies between."""
+    with connect(impatient) as client:
+        client.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(100_000):
+                client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000)
+        assert any(c.raddr for c in psutil.Process(impatient.pid).net_connections("tcp"))
+        until_closed(impatient)
+
+
+def test_an_answer_that_was_given_up_ends_its_connection_at_once(impatient: Server) -> None:
+    """A close would wait until who reads nothing has read what lies before it."""
+    key = f"Authorization: {impatient.headers['Authorization']}\r\n".encode()
+    with connect(impatient) as client:
+        client.sendall(post("/v1/models/cifar-resnet/features?layers=stem.relu&size=512x512&format=npy", key))
+        time.sleep(0.3)
+        until_closed(impatient)

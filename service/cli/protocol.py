@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+from functools import partial
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.cli.connection import CONNECTION
@@ -21,6 +23,7 @@ class Protocol(HttpToolsProtocol):
     - Whoever offers another protocol, as Java's client offers HTTP/2, is answered in this one.
     - Who leaves while a request waits behind another is noticed, and the other ends too.
     - What is no HTTP spoils no answer to what came before it.
+    - An answer that was given up ends its connection at once.
     """
 
     _answered: RequestResponseCycle
@@ -74,7 +77,18 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
+
+    async def _answer(
+        self, cycle: RequestResponseCycle, app: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """An answer that was given up ends the connection: to close it would wait for who does not read."""
+        try:
+            await app(scope, receive, send)
+        finally:
+            if not (cycle.response_complete or cycle.disconnected):
+                cycle.disconnected = True
+                self.transport.abort()
 
     def _head_without_offer(self) -> bytes:
         """The same request as if nothing else had been offered (RFC 9110, 7.8), for a new parser."""

@@ -123,16 +123,27 @@ class Pipeline:
         self.images.close()
 
     async def layers(
-        self, name: str, version: str | None, words: Sequence[str], size: tuple[int, int] | None
+        self,
+        name: str,
+        version: str | None,
+        words: Sequence[str],
+        size: tuple[int, int] | None,
+        visit: Visit | None = None,
     ) -> Selected:
         """The layers that the words mean at an input size: also the dry run of a request.
 
         Raises:
-            ModelNotFound, VersionNotFound, ModelFailed, LayerNotFound, InvalidParameter
+            ModelNotFound, VersionNotFound, ModelFailed, LayerNotFound, InvalidParameter, CapacityError
         """
         check_size(size, self.limits)
-        model = await self.models.get(name, version)
-        return await self.in_thread(_select, model, words, size)
+        with nullcontext(visit) if visit else self.admission.visit() as visit:
+            visit.enter()
+            try:
+                async with self._deadline(self.limits.timeout_s):
+                    model = await self.models.get(name, version)
+                    return await self.in_thread(_select, model, words, size)
+            finally:
+                visit.exit()
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as a file of arrays.

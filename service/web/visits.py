@@ -4,7 +4,7 @@ Plain ASGI.
 """
 
 import asyncio
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -26,6 +26,8 @@ from service.web.problems import problem
 WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 # A client that still sends reads the refusal of a body only afterwards.
 LONGEST_DRAIN_S = 5.0
+# Of a body, in the time in which a client may do nothing: one that drips would hold what it sent without end.
+LEAST_BYTES = 16 * 1024
 VISIT = "featuremaps.visit"
 # Set by a route that keeps nothing of a body in memory: how many bytes it takes instead of `body_bytes`.
 STREAMED_BYTES = "featuremaps.streamed_bytes"
@@ -62,7 +64,7 @@ class Visits:
             raise
         except (Overloaded, DeadlineExceeded) as error:
             # Not by the application: refusing has to be cheap when everybody comes.
-            await problem(Request(scope), error)(scope, body.receive, answer.send)
+            await _tell(error, self._limits, scope, body, answer)
 
     async def _work(self, scope: Scope, body: "_Body", answer: "_Answer") -> None:
         # Without a time of its own: it is over when the client has left, or does nothing for too long.
@@ -77,7 +79,9 @@ class Visits:
             if not work.expired():
                 raise
             if patience.is_over and not answer.has_begun:
-                detail = f"nothing of the body arrived for {self._limits.stall_s:g} seconds"
+                detail = (
+                    f"less than {LEAST_BYTES} bytes of the body arrived in {self._limits.stall_s:g} seconds"
+                )
                 raise DeadlineExceeded(detail, limit=self._limits.stall_s) from error
             raise ClientDisconnect from error
         finally:
@@ -91,11 +95,28 @@ async def refuse(
 ) -> None:
     """Answer before the application is asked; what the client still sends is read for a while and dropped."""
     body = _Body(scope, receive, visit, limits)
-    await problem(Request(scope), error)(scope, body.receive, _Answer(send, body).send)
+    await _tell(error, limits, scope, body, _Answer(send, body))
+
+
+async def _tell(error: ServiceError, limits: Limits, scope: Scope, body: "_Body", answer: "_Answer") -> None:
+    """Answer with an error; a client that takes nothing of it is given up.
+
+    Raises:
+        ClientDisconnect
+    """
+    try:
+        async with asyncio.timeout(limits.stall_s + LONGEST_DRAIN_S):
+            await problem(Request(scope), error)(scope, body.receive, answer.send)
+    except TimeoutError as late:
+        exchange_of(scope).left_while = "sending_answer"
+        raise ClientDisconnect from late
 
 
 class _Patience:
-    """Ends the work for a client that sends or takes nothing for too long; one timer serves all its parts."""
+    """Ends the work for a client that sends or takes too little for too long; one timer serves all its parts.
+
+    Only the time counts in which it is waited for, since what `renew` was last called for.
+    """
 
     def __init__(self, stall_s: float, work: asyncio.Timeout) -> None:
         self.is_over = False
@@ -104,15 +125,22 @@ class _Patience:
         self._work = work
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None
+        self._waited_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        self._since = self._loop.time()
+        self._since = self._loop.time() - self._waited_s
         if self._timer is None:
-            self._timer = self._loop.call_later(self._stall_s, self._look)
+            self._timer = self._loop.call_later(self._stall_s - self._waited_s, self._look)
 
     def __exit__(self, *_: object) -> None:
-        self._since = None
+        if self._since is not None:
+            self._waited_s = self._loop.time() - self._since
+            self._since = None
+
+    def renew(self) -> None:
+        """The client did enough for another while."""
+        self._waited_s = 0.0
 
     def end(self) -> None:
         """The request is over."""
@@ -140,7 +168,7 @@ class _Patience:
 class _Body:
     """What arrives: refused over the limit, by its announced length or while it is still arriving."""
 
-    patience: AbstractContextManager[None] = nullcontext()
+    patience: _Patience | None = None
 
     def __init__(self, scope: Scope, receive: Receive, visit: Visit, limits: Limits) -> None:
         self._receive = receive
@@ -148,7 +176,7 @@ class _Body:
         self._headers = Headers(scope=scope)
         self._visit = visit
         self._limits = limits
-        self.arrived = 0
+        self.arrived = self._counted = 0
         self.is_cut_off = False
         self._read = asyncio.Event()
         self._finish_if(scope["method"] in WITHOUT_BODY)
@@ -184,10 +212,11 @@ class _Body:
             return {"type": "http.request", "body": b"", "more_body": False}
         if self.arrived == 0:
             self._check_headers()
-        with self.patience:
+        with self.patience or nullcontext():
             message = await self._receive()
         size = len(message.get("body", b""))
         self.arrived += size
+        self._renew()
         if self.arrived > self._largest:
             raise self._too_large(self.arrived)
         if STREAMED_BYTES not in self._scope:
@@ -195,6 +224,11 @@ class _Body:
         self.is_cut_off = message["type"] == "http.disconnect"
         self._finish_if(not message.get("more_body", False))
         return message
+
+    def _renew(self) -> None:
+        if self.patience is not None and self.arrived - self._counted >= LEAST_BYTES:
+            self._counted = self.arrived
+            self.patience.renew()
 
     async def until_left(self) -> None:
         """Returns when the client has closed the connection; before the body is read nobody can tell."""
@@ -237,7 +271,7 @@ class _Body:
 class _Answer:
     """What is sent: each part within a time, and after a refusal what the client still sends is read."""
 
-    patience: AbstractContextManager[None] = nullcontext()
+    patience: _Patience | None = None
 
     def __init__(self, send: Send, body: _Body) -> None:
         self._send = send
@@ -253,17 +287,22 @@ class _Answer:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             await self._end(message)
             return
+        await self._part(message)
+
+    async def _part(self, message: Message) -> None:
+        if self.patience is None:
+            await self._send(message)
+            return
+        self.patience.renew()
         with self.patience:
             await self._send(message)
 
     async def _end(self, message: Message) -> None:
         """The last part: what the client still sends is read, and what it was sent is waited for."""
         if message.get("body") or not self._body.complete:
-            with self.patience:
-                await self._send({**message, "more_body": True})
+            await self._part({**message, "more_body": True})
             await self._body.drain()
-        with self.patience:
-            await self._send({"type": "http.response.body", "body": b""})
+        await self._part({"type": "http.response.body", "body": b""})
 
 
 def _left_while(visit: Visit, body: _Body, answer: _Answer) -> LeftWhile:

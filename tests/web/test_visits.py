@@ -140,14 +140,15 @@ def test_what_waits_for_a_reader_is_held_by_the_count(models: Path, what: str) -
         service.until_idle()
 
 
-def test_a_full_service_gives_no_kept_image_and_no_filters(service: Running, image: bytes) -> None:
+def test_a_full_service_gives_no_kept_image_no_layers_and_no_filters(service: Running, image: bytes) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
         kept = client.post("/v1/images", content=image).raise_for_status().json()["id"]
         service.until_idle()
         with contextlib.ExitStack() as full:
             for _ in range(service.admission.max_requests):
                 full.enter_context(service.admission.visit()).enter()
-            for url in (f"/v1/images/{kept}", "/v1/models/small/filters?layer=stem/conv"):
+            model = "/v1/models/small"
+            for url in (f"/v1/images/{kept}", f"{model}/layers", f"{model}/filters?layer=stem/conv"):
                 assert client.get(url).status_code == 503
 
 
@@ -156,6 +157,37 @@ def test_a_client_that_sends_nothing_more_is_told(service: Running, image: bytes
         client.sendall(post(SLOW, image)[:-10])
         status, problem, _ = answer_to(client)
     assert (status, problem["code"]) == (504, "deadline-exceeded")
+    service.until_idle()
+
+
+@pytest.mark.parametrize("pause_s", [0.1, 0.8])
+def test_a_client_that_sends_byte_after_byte_is_told_too(
+    service: Running, image: bytes, pause_s: float
+) -> None:
+    """However little it waits with each: what it has sent would be held without end."""
+    with service.connect() as client:
+        client.sendall(post(SLOW, image)[:-60])
+        client.settimeout(pause_s)
+        for byte in post(SLOW, image)[-60:-1]:
+            client.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                client.recv(1, socket.MSG_PEEK)
+                break
+        client.settimeout(5)
+        status, problem, _ = answer_to(client)
+    assert (status, problem["code"]) == (504, "deadline-exceeded")
+    service.until_idle()
+
+
+def test_a_client_that_sends_little_at_a_time_but_enough_is_answered(service: Running, image: bytes) -> None:
+    """For longer than it may do nothing."""
+    body = image + bytes(200_000)
+    with service.connect() as client:
+        client.sendall(post(LONG.replace("1920x1920", "64x64"), body)[: -len(body)])
+        for start in range(0, len(body), 8_000):
+            client.sendall(body[start : start + 8_000])
+            time.sleep(0.1)
+        assert answer_to(client)[0] == 200
     service.until_idle()
 
 

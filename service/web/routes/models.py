@@ -65,7 +65,7 @@ async def get_model(
 @router.get(
     "/{model}/layers",
     operation_id="list_layers",
-    responses=responses(None, 404, 422, 503) | json_answer(LayerList, "The layers", *OF_MODEL),
+    responses=responses(None, 404, 422, 503, 504) | json_answer(LayerList, "The layers", *OF_MODEL),
     openapi_extra={"parameters": parameters(LayersQuery)},
 )
 async def list_layers(
@@ -76,7 +76,8 @@ async def list_layers(
     It takes the same `layers` and `size` as a request for maps: also its dry run.
     """
     pipeline = pipeline_of(request)
-    selected = await pipeline.layers(model, query.version, query.layers, sides(query.size))
+    visit = visit_of(request)
+    selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), visit)
     accepted = request.headers.get("accept-encoding")
     return await pipeline.in_thread(
         lambda: long_json_response(layer_list(selected), selected.model.identity, accepted)
