@@ -86,6 +86,24 @@ def test_an_offer_of_websockets_is_answered_with_the_page_itself(server: Server)
         assert [status for status, _ in answers(client, 1)] == [200]
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"HTTP/1.1\r\nHost:\r\n", 200),
+        (b"HTTP/1.0\r\n", 200),
+        (b"HTTP/1.1\r\n", 400),
+        (b"HTTP/1.1\r\nHost: x\r\nHost: y\r\n", 400),
+        (b"HTTP/1.0\r\nhost: x\r\nHOST: x\r\n", 400),
+        (b"HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n", 400),
+    ],
+)
+def test_a_request_is_for_one_host(server: Server, head: bytes, status: int) -> None:
+    with connect(server) as client:
+        client.sendall(b"GET /livez " + head + b"\r\n")
+        assert [told for told, _ in answers(client, 1)] == [status]
+
+
 def test_a_tunnel_is_refused(server: Server) -> None:
     with connect(server) as client:
         client.sendall(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01")

@@ -54,6 +54,7 @@ class Protocol(HttpToolsProtocol):
         self._is_offer = self.parser.should_upgrade()
         if self._is_offer:
             return
+        _check_host(self.headers, self.parser.get_http_version())
         super().on_headers_complete()
         if self.pipeline and self._looking is None:
             self._look()
@@ -131,6 +132,17 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._looking = self.loop.call_later(LOOK_S, self._look)
+
+
+def _check_host(headers: list[tuple[bytes, bytes]], version: str) -> None:
+    """What lies before the service may have read the other one of two (RFC 9112, 3.2).
+
+    Raises:
+        ValueError: there are several, or none where there has to be one; the parser stops.
+    """
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1 or (version == "1.1" and not hosts):
+        raise ValueError("not one Host")
 
 
 def _has_left(connection: socket.socket) -> bool:
