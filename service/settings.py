@@ -110,7 +110,8 @@ class Settings(BaseModel):
         30.0,
         gt=0,
         allow_inf_nan=False,
-        description="How long a client may take nothing, or send less than 16 KiB of a body, seconds",
+        description="How long a client may take less than 1 MiB of an answer, or send less than 16 KiB of a "
+        "body, seconds",
     )
     max_body_bytes: int = Field(32 * MIB, ge=1, description="Largest request body, bytes")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, pixels")

@@ -1,6 +1,8 @@
 """Requests for different layers that share batches, on the CPU, where it can be tried for what it gives."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -184,19 +186,69 @@ def test_no_model_waits_for_ever_behind_another_whose_requests_go_on(pipeline: P
     pipeline._batches._max_pixels = 1
     others = jobs("small", ["stem/relu"] * 8, tensors(8, 3, 32, 32))
     (one,) = jobs("reshaping", ["vector"], tensors(1, 3, 8, 8))
+    is_over = asyncio.Event()
+
+    async def again(job: Job) -> None:
+        while not is_over.is_set():
+            await pipeline.extract(job)
 
     async def ask() -> None:
         await pipeline.models.load_all()
-
-        async def again(job: Job) -> None:
-            while True:
-                await pipeline.extract(job)
-
         busy = [asyncio.create_task(again(job)) for job in others]
         await asyncio.sleep(0.05)
-        await asyncio.wait_for(pipeline.extract(one), 20)
-        for task in busy:
-            task.cancel()
-        await asyncio.wait(busy)
+        try:
+            async with asyncio.timeout(20):
+                await pipeline.extract(one)
+        finally:
+            is_over.set()
+            await asyncio.wait(busy)
 
     asyncio.run(ask())
+
+
+def test_who_leaves_does_not_put_those_beside_it_behind_another_model(pipeline: Pipeline) -> None:
+    assert pipeline._batches is not None
+    waiting = pipeline._batches._waiting
+    asked = jobs("small", ["stem/relu"] * 2, tensors(2, 3, 32, 32))
+    asked += jobs("reshaping", ["vector"], tensors(1, 3, 8, 8))
+
+    async def ask() -> None:
+        await pipeline.models.load_all()
+        pipeline._batches._places = 0
+        callers = []
+        for number, job in enumerate(asked):
+            callers.append(asyncio.create_task(pipeline.extract(job)))
+            while sum(map(len, waiting.values())) <= number:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+        order = list(waiting)
+        callers[0].cancel()
+        await asyncio.wait(callers[:1])
+        assert list(waiting) == order
+        assert list(map(len, waiting.values())) == [1, 1]
+        for caller in callers:
+            caller.cancel()
+        await asyncio.wait(callers)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_failed_request_holds_its_tensor_no_longer_than_its_caller_does(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a garbage collection, which may come late."""
+    held = []
+
+    def failing(self: Session, feeds: dict[str, Array], *given: Any, **named: Any) -> object:
+        held.extend(weakref.ref(value) for value in feeds.values())
+        raise ModelFailed("the network did not run on this input")
+
+    answered(pipeline, jobs("small", ["stem/relu"], tensors(1, 3, 32, 32)))
+    monkeypatch.setattr(Session, "run", failing)
+    gc.disable()
+    try:
+        for image in tensors(3, 3, 32, 32):
+            assert isinstance(answered(pipeline, jobs("small", ["stem/relu"], [image]))[0], ModelFailed)
+        assert held
+        assert not [tensor for tensor in held if tensor() is not None]
+    finally:
+        gc.enable()

@@ -127,14 +127,13 @@ def test_one_thread_runs_all_sessions_on_a_device_whoever_asks_for_whatever(
 ) -> None:
     """Each thread would have handles made for itself and each session, which take the device's memory."""
     (with_device, _), threads = pipelines, set()
-    run = Session.run
+    run = Session._run_bound
 
-    def watched(self: Session, *given: Any, **named: Any) -> Any:
-        if self._device is not None:
-            threads.add(threading.current_thread().name)
-        return run(self, *given, **named)
+    def watched(self: Session, *given: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return run(self, *given)
 
-    monkeypatch.setattr(Session, "run", watched)
+    monkeypatch.setattr(Session, "_run_bound", watched)
 
     async def ask() -> None:
         await asyncio.gather(*(ask(with_device) for ask in ASKED.values()))

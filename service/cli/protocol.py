@@ -84,12 +84,10 @@ class Protocol(HttpToolsProtocol):
         self, cycle: RequestResponseCycle, app: ASGIApp, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """An answer that was given up ends the connection: to close it would wait for who does not read."""
-        try:
-            await app(scope, receive, send)
-        finally:
-            if not (cycle.response_complete or cycle.disconnected):
-                cycle.disconnected = True
-                self.transport.abort()
+        await app(scope, receive, send)
+        if not (cycle.response_complete or cycle.disconnected):
+            cycle.disconnected = True
+            self.transport.abort()
 
     def _head_without_offer(self) -> bytes:
         """The same request as if nothing else had been offered (RFC 9110, 7.8), for a new parser."""

@@ -32,9 +32,9 @@ class Device:
             self._compile
         )
 
-    def call(self, work: Callable[..., T], *given: Any, **named: Any) -> T:
-        """Call what runs sessions in the thread that may."""
-        return self._runtime.on_device(work, *given, **named)
+    def call(self, work: Callable[..., T], *given: Any) -> T:
+        """Call what runs many sessions in the thread that runs each, which saves going there for each."""
+        return self._runtime.on_device(work, *given)
 
     @property
     def is_apart(self) -> bool:

@@ -34,10 +34,9 @@ class Images:
         most = 1
         if asked.images > 1 and self._device.is_apart and self.is_separable(asked, stop):
             most = self._device.batch_images(asked.tensor.shape)
-        run = partial(self._device.call, self._run_piece)
         if asked.images <= most:
-            return run(asked, stop)
-        made = [run(_cut(asked, start, most), stop) for start in range(0, asked.images, most)]
+            return self._run_piece(asked, stop)
+        made = [self._run_piece(_cut(asked, start, most), stop) for start in range(0, asked.images, most)]
         return {name: np.concatenate([maps[name] for maps in made]) for name in asked.names}
 
     def is_separable(self, asked: Asked, stop: Stop | None) -> bool:
@@ -51,7 +50,7 @@ class Images:
 
     def _run_piece(self, asked: Asked, stop: Stop | None) -> Maps:
         if asked.images > 1:
-            run_together(self._execution, [asked], stop)
+            self._device.call(run_together, self._execution, [asked], stop)
             if asked.error:
                 raise asked.error
             return asked.found

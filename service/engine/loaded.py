@@ -174,7 +174,7 @@ class LoadedModel:
         names, feeds = _computed(layers), {**self._feeds(tensor), **(others or {})}
         values = {self.first_input: tensor}
         if self.image_input is None:
-            values |= self._device.call(self._execution.run, feeds, names, stop=stop)
+            values |= self._execution.run(feeds, names, stop=stop)
         elif names:
             check_batch(len(tensor), layers)
             values |= self._images.run(self._asked(feeds, layers, parts or {}), stop)
@@ -237,7 +237,7 @@ class LoadedModel:
         Raises:
             ModelFailed, Stopped
         """
-        return self._device.call(self._execution.run_step, step, {**values, **self._feeds(tensor)}, stop=stop)
+        return self._execution.run_step(step, {**values, **self._feeds(tensor)}, stop=stop)
 
     def class_weights(self, layer: str, target: int) -> Array:
         """How much each channel of a layer counts for a class (Zhou et al. 2016): (C,) float32.
@@ -271,14 +271,13 @@ class LoadedModel:
         """
         outputs = tuple(name for name in self.outputs if name in self.layers().by_name)
         if self.image_input is None:
-            self._device.call(self._execution.compile, outputs)
+            self._execution.compile(outputs)
             return
         shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
         feeds = self._feeds(np.zeros(shape, self.image_input.dtype))
-        self._device.call(self._execution.run, feeds, outputs)
+        self._execution.run(feeds, outputs)
         for words in self.manifest.warm:
-            layers = self._warm_layers([words] if isinstance(words, str) else words)
-            self._device.call(self._execution.fuse, layers, feeds)
+            self._execution.fuse(self._warm_layers([words] if isinstance(words, str) else words), feeds)
 
     def release(self) -> None:
         """Drop what is compiled; a run that needs it compiles it anew."""

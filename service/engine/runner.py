@@ -110,7 +110,11 @@ class Session:
     `device` is where values lie between sessions. None is the CPU, where they are numpy arrays anyway.
     """
 
-    def __init__(self, session: Any, kept_bytes: int, device: str | None = None) -> None:
+    def __init__(
+        self, session: Any, kept_bytes: int, device: str | None = None, call: Callable[..., Any] | None = None
+    ) -> None:
+        """`call` calls in the thread that runs sessions on the device."""
+        self._call = call or (lambda work, *given: work(*given))
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
         self._makes_bfloat16 = any(output.type == "tensor(bfloat16)" for output in session.get_outputs())
@@ -133,11 +137,11 @@ class Session:
         try:
             feeds = {name: _given(value) for name, value in feeds.items()}
             if self._makes_bfloat16:
-                values = self._run_values(feeds, options)
+                values = self._call(self._run_values, feeds, options)
             elif self._device is None:
                 values = self._session.run(self._outputs, feeds, options)
             else:
-                values = self._run_bound(feeds, stay, self._device, options)
+                values = self._call(self._run_bound, feeds, stay, self._device, options)
         except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
             if stop and stop.is_set:
                 raise Stopped from error
@@ -199,17 +203,21 @@ class Runtime:
         self._providers = self._providers if cuda else list(CPU)
         self._device = self.provider if bind or cuda else None
         self._batch_pixels = batch_pixels
-        self._thread = ThreadPoolExecutor(1, "device") if self.has_device else None
+        self._thread_id: int | None = None
+        self._thread = ThreadPoolExecutor(1, "device", self._remember_thread) if self.has_device else None
 
-    def on_device(self, work: Callable[..., T], *given: Any, **named: Any) -> T:
+    def on_device(self, work: Callable[..., T], *given: Any) -> T:
         """Call what runs sessions: on a device one thread does it for all, one call after another.
 
         Each thread that runs a session has handles made for itself and that session: with sixteen threads a
         ResNet-50 took 75 GB of an H200, where it takes 3 with one.
         """
-        if self._thread is None:
-            return work(*given, **named)
-        return self._thread.submit(work, *given, **named).result()
+        if self._thread is None or threading.get_ident() == self._thread_id:
+            return work(*given)
+        return self._thread.submit(work, *given).result()
+
+    def _remember_thread(self) -> None:
+        self._thread_id = threading.get_ident()
 
     @property
     def has_device(self) -> bool:
@@ -229,7 +237,7 @@ class Runtime:
         level = self._level(self.optimization)
         session = self._session(model, folder, level, self._providers)
         held = held_bytes(weight_bytes) + (DEVICE_SESSION_BYTES if self.provider == "cuda" else 0)
-        return Session(session, held, self._device)
+        return Session(session, held, self._device, self.on_device)
 
     def give_back(self) -> None:
         """Return to the system what the arena and the heap hold and nobody uses; takes some milliseconds."""

@@ -70,12 +70,17 @@ class Batches:
         except asyncio.CancelledError:
             self._drop(key, waiting)
             raise
+        finally:
+            # An error's traceback holds this frame, which must not hold the error.
+            del waiting
 
     def _drop(self, key: Hashable, waiting: _Waiting) -> None:
-        """Let go of what nobody waits for any more, unless it runs."""
-        others = [one for one in self._waiting.pop(key, []) if one is not waiting]
-        if others:
-            self._waiting[key] = others
+        """Let go of what nobody waits for any more, unless it runs; those beside it keep their turn."""
+        others = self._waiting.get(key, [])
+        if waiting in others:
+            others.remove(waiting)
+        if not others:
+            self._waiting.pop(key, None)
 
     async def _run_waiting(self) -> None:
         """Run batch after batch until nobody waits; what did not fit into one goes behind the others."""
@@ -86,7 +91,7 @@ class Batches:
         finally:
             self._places += 1
 
-    async def _run(self, batch: Sequence[_Waiting]) -> None:
+    async def _run(self, batch: list[_Waiting]) -> None:
         self.sizes.add(len(batch))
         self.pixels.add(sum(one.pixels for one in batch))
         stop = Stop()
@@ -95,9 +100,11 @@ class Batches:
         try:
             outcomes = await self._pools.run("run", Stopwatch(), _together, batch, stop)
         except Exception as error:
-            outcomes = [error] * len(batch)
+            outcomes = [error.with_traceback(None)] * len(batch)
         for one, outcome in zip(batch, outcomes, strict=True):
             _settle(one.outcome, outcome)
+        # An error's traceback holds the frames that hold this list, and so it would hold itself.
+        batch.clear()
 
     def _take(self, key: Hashable) -> list[_Waiting]:
         """Those who came first, as many as the budget allows; who has left is left out."""
@@ -119,14 +126,17 @@ def _together(batch: Sequence[_Waiting], stop: Stop) -> Sequence[Outcome]:
     """Each request is told all of the time that its batch took."""
     model = batch[0].ready.model
     jobs = [(one.ready.prepared.tensor, one.ready.layers, one.ready.parts) for one in batch]
-    for one in batch:
-        one.ready.watch.since("queue", one.since)
+    _count("queue", [(one.ready.watch, one.since) for one in batch])
     start = time.perf_counter()
     try:
         return model.run_together(jobs, stop)
     finally:
-        for one in batch:
-            one.ready.watch.since("run", start)
+        _count("run", [(one.ready.watch, start) for one in batch])
+
+
+def _count(stage: str, starts: Sequence[tuple[Stopwatch, float]]) -> None:
+    for watch, start in starts:
+        watch.since(stage, start)
 
 
 def _stop_if_alone(batch: Sequence[_Waiting], stop: Stop) -> None:

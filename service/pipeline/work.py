@@ -132,18 +132,26 @@ class Pipeline:
     ) -> Selected:
         """The layers that the words mean at an input size: also the dry run of a request.
 
+        A `visit` has a deadline; the command line waits as long as a model takes to load.
+
         Raises:
             ModelNotFound, VersionNotFound, ModelFailed, LayerNotFound, InvalidParameter, CapacityError
         """
         check_size(size, self.limits)
-        with nullcontext(visit) if visit else self.admission.visit() as visit:
-            visit.enter()
-            try:
-                async with self._deadline(self.limits.timeout_s):
-                    model = await self.models.get(name, version)
-                    return await self.in_thread(_select, model, words, size)
-            finally:
-                visit.exit()
+        if visit is None:
+            return await self._layers(name, version, words, size)
+        visit.enter()
+        try:
+            async with self._deadline(self.limits.timeout_s):
+                return await self._layers(name, version, words, size)
+        finally:
+            visit.exit()
+
+    async def _layers(
+        self, name: str, version: str | None, words: Sequence[str], size: tuple[int, int] | None
+    ) -> Selected:
+        model = await self.models.get(name, version)
+        return await self.in_thread(_select, model, words, size)
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as a file of arrays.
