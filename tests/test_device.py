@@ -142,6 +142,23 @@ def test_one_thread_runs_all_sessions_on_a_device_whoever_asks_for_whatever(
     assert threads == {"device_0"}
 
 
+def test_a_model_is_compiled_beside_the_thread_that_runs(
+    pipelines: list[Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would else answer nobody meanwhile."""
+    (with_device, _), threads = pipelines, set()
+    compile_one = Runtime.compile
+
+    def watched(self: Runtime, *given: Any, **named: Any) -> Session:
+        threads.add(threading.current_thread().name)
+        return compile_one(self, *given, **named)
+
+    monkeypatch.setattr(Runtime, "compile", watched)
+    asyncio.run(with_device.models.load_all())
+    assert threads
+    assert "device_0" not in threads
+
+
 def random_job(rng: random.Random, layers: Sequence[str]) -> Job:
     """Some of which are refused, which has to be the same too."""
     channels = rng.choice([None, None, Channels((1, 0)), Channels((3,)), Channels(top=2)])
