@@ -83,7 +83,10 @@ class Protocol(HttpToolsProtocol):
     async def _answer(
         self, cycle: RequestResponseCycle, app: ASGIApp, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """An answer that was given up ends the connection: to close it would wait for who does not read."""
+        """An answer that was given up ends the connection: to close it would wait for who does not read.
+
+        What raises, as at the end of a service's grace, is uvicorn's to answer.
+        """
         await app(scope, receive, send)
         if not (cycle.response_complete or cycle.disconnected):
             cycle.disconnected = True

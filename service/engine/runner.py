@@ -54,10 +54,10 @@ CPU = ("CPUExecutionProvider",)
 # On an H200 a first run took 0.08 s, where trying all algorithms took 0.3; later runs took the same.
 # One stream a session instead of one a run: each brings handles of cuBLAS and cuDNN with it.
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_ep_level_unified_stream": "1"}
-# KiB and how many of each handle, which would else take 64 MB: a session took 73 MB of an H200, and 9 with 16
-# KiB. ResNet-50, whose convolutions do not use it, ran as quickly.
+# One of 4096 KiB for each handle, which would else take 64 MB: a session took 73 MB of an H200, and 9 with
+# the smallest. ResNet-50, whose convolutions do not use it, ran as quickly.
 CUBLAS_WORKSPACE = ":4096:1"
-# What a session takes of the device beside its weights.
+# What a session takes of the device beside its weights: those 9 MB and 4 of workspace.
 DEVICE_SESSION_BYTES = 13_000_000
 NO_CUDA = (
     "provider cuda was asked for, but CUDA does not start here: it takes 'featuremaps[cuda]' instead of "
