@@ -1,7 +1,9 @@
 """What clients do that uvicorn does not expect, over real sockets to the real server."""
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import struct
 import time
@@ -225,3 +227,12 @@ def test_an_answer_that_was_given_up_ends_its_connection_at_once(impatient: Serv
         client.sendall(post("/v1/models/cifar-resnet/features?layers=stem.relu&size=512x512&format=npy", key))
         time.sleep(0.3)
         until_closed(impatient)
+
+
+def test_who_still_sends_at_the_end_of_the_grace_is_answered() -> None:
+    """By uvicorn, which ends the work; the connection is not cut without a word."""
+    with serving("--max-timeout-s", "1") as server, connect(server) as client:
+        client.sendall(post()[:-1])
+        time.sleep(0.3)
+        os.kill(server.pid, signal.SIGTERM)
+        assert client.recv(1 << 10).startswith(b"HTTP/1.1 500 ")

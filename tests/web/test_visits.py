@@ -173,6 +173,8 @@ def test_a_client_that_sends_byte_after_byte_is_told_too(
             with contextlib.suppress(TimeoutError):
                 client.recv(1, socket.MSG_PEEK)
                 break
+        else:
+            pytest.fail("all of it was waited for")
         client.settimeout(5)
         status, problem, _ = answer_to(client)
     assert (status, problem["code"]) == (504, "deadline-exceeded")
