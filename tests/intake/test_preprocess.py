@@ -36,6 +36,8 @@ ANY = TensorSpec("input", "float32", (None, None, None, None), "NCHW")
 BYTES = replace(ANY, dtype="uint8", layout="NHWC")
 SEVERAL = settings(max_examples=150, deadline=None)
 SIDES = st.integers(1, 300)
+BILINEAR = Image.Resampling.BILINEAR
+FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
 def picture(height: int, width: int) -> Picture:
@@ -49,14 +51,16 @@ def seen(photo: Picture, recipe: Preprocessing) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def torchvision_resize_and_crop(photo: Picture, short: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def torchvision_resize_and_crop(
+    photo: Picture, short: int, size: tuple[int, int], interpolation: Image.Resampling = BILINEAR
+) -> npt.NDArray[np.uint8]:
     """`Resize(short)`, but for the rounding of the long side, and `CenterCrop(size)` of torchvision."""
     image = Image.fromarray(photo.pixels)
     w, h = image.size
     smaller, longer = (w, h) if w <= h else (h, w)
     new_short, new_long = short, round(short * longer / smaller)
     new_w, new_h = (new_short, new_long) if w <= h else (new_long, new_short)
-    image = image.resize((new_w, new_h), Image.Resampling.BILINEAR)
+    image = image.resize((new_w, new_h), interpolation)
     crop_h, crop_w = size
     if crop_w > new_w or crop_h > new_h:
         left = (crop_w - new_w) // 2 if crop_w > new_w else 0
@@ -75,16 +79,17 @@ def torchvision_resize_and_crop(photo: Picture, short: int, size: tuple[int, int
 
 
 @SEVERAL
-@given(SIDES, SIDES, st.integers(20, 90), st.integers(1, 90), st.integers(1, 90))
+@given(SIDES, SIDES, st.integers(20, 90), st.integers(1, 90), st.integers(1, 90), st.sampled_from(FILTERS))
 def test_resize_and_crop_are_those_of_torchvision(
-    h: int, w: int, short: int, rows: int, columns: int
+    h: int, w: int, short: int, rows: int, columns: int, interpolation: Any
 ) -> None:
-    recipe = replace(RAW, resize=short, size=(rows, columns))
-    expected = torchvision_resize_and_crop(picture(h, w), short, (rows, columns))
+    recipe = replace(RAW, resize=short, size=(rows, columns), interpolation=interpolation)
+    filter_ = Image.Resampling[interpolation.upper()]
+    expected = torchvision_resize_and_crop(picture(h, w), short, (rows, columns), filter_)
     assert np.array_equal(seen(picture(h, w), recipe), expected)
 
 
-@pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
+@pytest.mark.parametrize("interpolation", FILTERS)
 def test_stretch_is_pillows_resize(interpolation: Any) -> None:
     recipe = replace(RAW, fit="stretch", resize=None, size=(33, 44), interpolation=interpolation)
     image = Image.fromarray(picture(90, 70).pixels)
