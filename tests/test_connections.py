@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import gc
 import resource
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import psutil
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.cli.connection import Connection, Heeding
 from service.cli.protocol import Protocol
@@ -24,6 +26,7 @@ HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: "
 STALL_S = 3.0
 # Of a connection in one test alone, where the service itself gives them more than a minute.
 IDLE_S = 0.1
+Address = tuple[str, int]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,49 @@ def test_trailers_without_end_are_refused_with_memory_flat(server: Server) -> No
     assert rss(server) - before < 40 << 20
 
 
+@contextlib.asynccontextmanager
+async def accepting(
+    app: ASGIApp, *, head_s: float, idle_s: float
+) -> AsyncIterator[tuple[Address, list["weakref.ref[Connection]"]]]:
+    """An application on loopback: where, and the connections that it took, as long as anything holds them."""
+    config = uvicorn.Config(Heeding(app), log_config=None, access_log=False, lifespan="off")
+    config.load()
+    states, taken = uvicorn.Server(config).server_state, list["weakref.ref[Connection]"]()
+
+    def accept() -> Connection:
+        made = Connection(lambda state: Protocol(config, states, {**state}), head_s=head_s, idle_s=idle_s)
+        taken.append(weakref.ref(made))
+        return made
+
+    async with await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname(), taken
+
+
+def test_nothing_is_kept_of_a_connection_whose_client_left_while_it_was_answered() -> None:
+    """For a minute each of them held 10 kB, in a timer for its next request."""
+    has_begun = asyncio.Event()
+
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        has_begun.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def run() -> object:
+        async with accepting(app, head_s=60, idle_s=60) as (address, taken):
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
+            await has_begun.wait()
+            writer.transport.abort()
+            for _ in range(100):
+                gc.collect()
+                if taken[0]() is None:
+                    break
+                await asyncio.sleep(0.02)
+            return taken[0]()
+
+    assert asyncio.run(run()) is None
+
+
 def test_a_request_sent_behind_another_has_its_own_time() -> None:
     """The first ends when the second has begun, and the second takes longer than an idle connection may."""
     second_began = asyncio.Event()
@@ -152,19 +198,8 @@ def test_a_request_sent_behind_another_has_its_own_time() -> None:
         await second_began.wait()
 
     async def run() -> bytes:
-        config = uvicorn.Config(Heeding(app), log_config=None, access_log=False, lifespan="off")
-        config.load()
-        states = uvicorn.Server(config).server_state
-
-        def accept() -> Connection:
-            return Connection(
-                lambda state: Protocol(config, states, {**state}),
-                head_s=IDLE_S / 2,
-                idle_s=IDLE_S / 2,
-            )
-
-        async with await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0) as listening:
-            reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        async with accepting(app, head_s=IDLE_S / 2, idle_s=IDLE_S / 2) as (address, _):
+            reader, writer = await asyncio.open_connection(*address)
             writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in (1, 2)))
             answers = await asyncio.wait_for(reader.read(), 30)
             writer.close()

@@ -29,6 +29,7 @@ class Connection(asyncio.Protocol):
         # One that is answered may end after the next one, sent behind it, has begun.
         self._requests = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio calls it."""
@@ -60,6 +61,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio calls it."""
         self._cancel()
+        self._is_lost = True
         self._inner.connection_lost(exc)
 
     def begin(self) -> None:
@@ -76,7 +78,8 @@ class Connection(asyncio.Protocol):
         """The application has answered."""
         self._requests -= 1
         self.heed()
-        if not self._requests:
+        # The timer of a lost one would hold all that there was of it for more than a minute.
+        if not (self._requests or self._is_lost):
             self._wait(self._idle_s + self._head_s)
 
     def _wait(self, seconds: float) -> None:
