@@ -4,7 +4,8 @@ A number of clients, each of which picks what it does next from the table MIX, w
 callers who leave at the worst moments. Every connection is a fresh one, read and left by hand, since
 HTTP libraries do not misbehave on demand. Memory is read once a second, and, since it goes up and down with
 what is under way, also at rest: the load comes in rounds, and after each there is a moment with none.
-A quarter of the time warms up.
+A quarter of the time warms up. With `--apart` one kind after another is asked alone, and what each request
+leaves behind is told: what a mix hides.
 """
 
 import argparse
@@ -16,16 +17,17 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import psutil
 
 from service.pipeline.work import REST_AFTER_S
 from tests.benchmarks.memory import MB, Slope, sampled, slope
 from tests.builders import encoded, photograph
-from tests.servers import serving
+from tests.servers import Server, serving
 
 Manner = Literal["reads", "reads 1 MB/s", "leaves sending", "leaves waiting", "leaves reading"]
 LEFT = 0
@@ -35,6 +37,8 @@ SLOW_BYTES_PER_S = 1_000_000
 WAIT_S = 120.0
 LAST_BITS = 2e-5
 ROUNDS, SHORTEST_ROUND_S, LONGEST_ROUND_S = 8, 10.0, 60.0
+# Of one kind alone; the first round warms up.
+ROUNDS_APART, ROUND_APART_S = 4, 5.0
 # Until what was freed has been given back.
 REST_S = REST_AFTER_S + 1.5
 IMAGES = [encoded(photograph(500, 375, seed=seed), quality=96) for seed in range(4)]
@@ -204,7 +208,7 @@ async def soak(url: str, found: Found, seconds: float, clients: int) -> None:
         until = time.monotonic() + min(round_s, left)
         await asyncio.gather(*(_client(caller, choose, found, until) for choose in choices))
         await asyncio.sleep(REST_S)
-        found.rests.append(found.memory[-1])
+        found.rests += found.memory[-1:]
 
 
 async def _client(caller: Caller, choose: random.Random, found: Found, until: float) -> None:
@@ -214,6 +218,38 @@ async def _client(caller: Caller, choose: random.Random, found: Found, until: fl
             found.add(kind, *await caller.ask(kind, choose.randrange(len(IMAGES))))
         except (OSError, EOFError, TimeoutError) as error:
             found.surprises[f"{kind.name}: {type(error).__name__}"] += 1
+
+
+async def _only(caller: Caller, kind: Kind, choose: random.Random, until: float) -> int:
+    """How often one client asked for this alone."""
+    times = 0
+    while time.monotonic() < until:
+        await caller.ask(kind, choose.randrange(len(IMAGES)))
+        times += 1
+    return times
+
+
+async def left_behind(server: Server, kind: Kind, clients: int) -> tuple[int, float]:
+    """How many requests of one kind were asked after the first round, and bytes that each left at rest."""
+    caller, process = Caller(server.url), psutil.Process(server.pid)
+    choices = [random.Random(number) for number in range(clients)]
+    times, rests = [], []
+    for _ in range(ROUNDS_APART):
+        until = time.monotonic() + ROUND_APART_S
+        times.append(sum(await asyncio.gather(*(_only(caller, kind, one, until) for one in choices))))
+        await asyncio.sleep(REST_S)
+        rests.append(process.memory_info().rss)
+    asked = sum(times[1:])
+    return asked, (rests[-1] - rests[0]) / asked
+
+
+def report_apart(clients: int, *options: str) -> Iterator[str]:
+    """A line a kind, as they come."""
+    with serving("--log-level", "warning", *options) as server:
+        asyncio.run(soak(server.url, Found(), SHORTEST_ROUND_S, clients))
+        for kind in MIX:
+            asked, size = asyncio.run(left_behind(server, kind, clients))
+            yield f"{kind.name:28}{asked:>7} requests {size:>9.0f} bytes left by each"
 
 
 def _kind(name: str) -> Kind:
@@ -274,8 +310,13 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     words.add_argument("--minutes", type=float, default=30)
     words.add_argument("--clients", type=int, default=8)
+    words.add_argument("--apart", action="store_true", help="one kind after another; twenty minutes")
     words.add_argument("options", nargs="*", help="of featuremaps serve, after --")
     given = words.parse_args()
+    if given.apart:
+        for line in report_apart(given.clients, *given.options):
+            print(line, flush=True)
+        return 0
     print(report(measure(given.minutes * 60, given.clients, *given.options)), flush=True)
     return 0
 
