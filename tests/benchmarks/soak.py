@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -208,48 +208,43 @@ async def soak(url: str, found: Found, seconds: float, clients: int) -> None:
         until = time.monotonic() + min(round_s, left)
         await asyncio.gather(*(_client(caller, choose, found, until) for choose in choices))
         await asyncio.sleep(REST_S)
-        found.rests += found.memory[-1:]
+        found.rests.append(found.memory[-1])
 
 
-async def _client(caller: Caller, choose: random.Random, found: Found, until: float) -> None:
+async def _client(
+    caller: Caller, choose: random.Random, found: Found, until: float, mix: Sequence[Kind] = MIX
+) -> None:
     while time.monotonic() < until:
-        (kind,) = choose.choices(MIX, [kind.share for kind in MIX])
+        (kind,) = choose.choices(mix, [kind.share for kind in mix])
         try:
             found.add(kind, *await caller.ask(kind, choose.randrange(len(IMAGES))))
         except (OSError, EOFError, TimeoutError) as error:
             found.surprises[f"{kind.name}: {type(error).__name__}"] += 1
 
 
-async def _only(caller: Caller, kind: Kind, choose: random.Random, until: float) -> int:
-    """How often one client asked for this alone."""
-    times = 0
-    while time.monotonic() < until:
-        await caller.ask(kind, choose.randrange(len(IMAGES)))
-        times += 1
-    return times
-
-
-async def left_behind(server: Server, kind: Kind, clients: int) -> tuple[int, float]:
-    """How many requests of one kind were asked after the first round, and bytes that each left at rest."""
+async def left_behind(server: Server, kind: Kind, clients: int) -> tuple[Found, float]:
+    """What came of one kind alone after the first round, and bytes that each request left at rest."""
     caller, process = Caller(server.url), psutil.Process(server.pid)
-    choices = [random.Random(number) for number in range(clients)]
-    times, rests = [], []
-    for _ in range(ROUNDS_APART):
-        until = time.monotonic() + ROUND_APART_S
-        times.append(sum(await asyncio.gather(*(_only(caller, kind, one, until) for one in choices))))
+    choices, found, rests = [random.Random(number) for number in range(clients)], Found(), []
+    for number in range(ROUNDS_APART):
+        until, found = time.monotonic() + ROUND_APART_S, found if number > 1 else Found()
+        await asyncio.gather(*(_client(caller, choose, found, until, [kind]) for choose in choices))
         await asyncio.sleep(REST_S)
         rests.append(process.memory_info().rss)
-    asked = sum(times[1:])
-    return asked, (rests[-1] - rests[0]) / asked
+    return found, (rests[-1] - rests[0]) / max(found.counts[kind.name].total(), 1)
 
 
 def report_apart(clients: int, *options: str) -> Iterator[str]:
     """A line a kind, as they come."""
     with serving("--log-level", "warning", *options) as server:
-        asyncio.run(soak(server.url, Found(), SHORTEST_ROUND_S, clients))
+        warming = Found()
+        with sampled(server.pid) as warming.memory:
+            asyncio.run(soak(server.url, warming, SHORTEST_ROUND_S, clients))
         for kind in MIX:
-            asked, size = asyncio.run(left_behind(server, kind, clients))
-            yield f"{kind.name:28}{asked:>7} requests {size:>9.0f} bytes left by each"
+            found, size = asyncio.run(left_behind(server, kind, clients))
+            times = found.counts[kind.name].total()
+            surprises = dict(found.surprises) or ""
+            yield f"{kind.name:28}{times:>7} requests {size:>9.0f} bytes left by each {surprises}".rstrip()
 
 
 def _kind(name: str) -> Kind:
