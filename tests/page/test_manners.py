@@ -9,13 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from service.web.static_files import FOLDER, PAGE_POLICY
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.conftest import ROOT
 from tests.page.conftest import NARROW, REFUSED, Opening, picture
 from tests.page.service import running
+from tests.page.test_walk import array, view_of
 
 pytestmark = pytest.mark.page
 LARGEST_BYTES = 150_000
@@ -86,6 +87,35 @@ def test_a_large_map_is_reached_by_the_keyboard_alone(page: Page) -> None:
     page.locator("#channel-map").focus()
     page.keyboard.press("ArrowDown")
     expect(page.locator("#channel-told")).to_contain_text(re.compile(r"cell \(\d+, \d+\): "))
+
+
+def test_a_key_pressed_before_the_values_came_is_not_lost(page: Page, http: httpx.Client) -> None:
+    page.locator('.tile[tabindex="0"]').focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    held: list[Route] = []
+    page.route("**/features**", lambda route: held.append(route))
+    page.keyboard.press("Enter")
+    expect(page.locator("#channel-title")).to_have_text("Channel 1")
+    page.locator("#channel-map").focus()
+    page.keyboard.press("ArrowDown")
+    told = page.locator("#channel-told")
+    expect(told).to_have_text(re.compile(r"^cell \(\d+, \d+\)$"))
+    assert held
+    for route in held:
+        route.continue_()
+    page.unroute_all()
+    values = array(http, view_of(page), channels=1)[0, 0]
+    y, x = values.shape[0] // 2 + 1, values.shape[1] // 2
+    expect(told).to_have_text(f"cell ({y}, {x}): {float(f'{values[y, x]:.4g}'):g}")
+    # The same cell of the next channel; of another layer none.
+    page.locator('.tile[tabindex="0"]').focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    values = array(http, view_of(page), channels=2)[0, 0]
+    expect(told).to_have_text(f"cell ({y}, {x}): {float(f'{values[y, x]:.4g}'):g}")
+    page.keyboard.press("]")
+    expect(told).to_have_text("Point at the map, or focus it and use the arrow keys.")
 
 
 def test_blocks_fold_by_the_keyboard(page: Page) -> None:

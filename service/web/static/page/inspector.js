@@ -18,7 +18,9 @@ const told = document.getElementById("channel-told");
 const facts = document.getElementById("channel-facts");
 const over = document.getElementById("over");
 const photo = new Photo(document.getElementById("photo"), point);
+let shown = null;
 let values = null;
+// The cell of the map that is looked at: kept while values come, and from channel to channel of one layer.
 let cursor = null;
 
 over.addEventListener("change", () => change({ over: over.checked }));
@@ -35,6 +37,7 @@ onChange(["layer", "channel", "over", "colormap", "normalize", "vmin", "vmax", "
 export async function inspect(look) {
   const layer = layerNow();
   if (!look || !layer || !cellsOf(layer)) return lookAt(null);
+  cursor = null;
   photo.field(layer, look.cell);
   const { channel, cell } = look;
   const inspected = (inspect.now = {});
@@ -53,11 +56,13 @@ async function draw() {
   over.checked = view.over;
   const { channel } = view;
   values = null;
+  if (layer !== shown || channel === null) cursor = null;
+  shown = layer;
+  lookAgain();
   if (channel === null) {
     title.textContent = "Channel";
     fill(map);
-    fill(facts);
-    return say("");
+    return fill(facts);
   }
   title.textContent = `Channel ${channel}`;
   const drawn = (draw.now = {});
@@ -77,7 +82,7 @@ async function show(layer, drawn) {
   if (rows * columns === 1) {
     fill(map, make("p", { class: "single" }, value(values.values[0])));
     fill(facts, make("p", { class: "hint" }, "One value: this layer has no space any more."));
-    return say("");
+    return lookAgain();
   }
   const onPhoto = view.over && layer.reduction;
   const asked = onPhoto ? { ...view, style: "overlay", combine: "mean" } : { ...view, style: "channel" };
@@ -93,7 +98,7 @@ async function show(layer, drawn) {
     makeHistogram(values.values, numbers),
     make("p", { class: "facts" }, `${rows} × ${columns} cells · mean ${value(numbers.mean)} · ${percent(numbers.zeros)} zeros`),
   );
-  say("");
+  lookAgain();
 }
 
 /** The colours in use: those of the channel's own picture. */
@@ -102,19 +107,24 @@ export async function paletteNow(channel = view.channel ?? 0) {
   return palette;
 }
 
-/** A cell [y, x] of the large map, or null. */
+/** A cell [y, x] of the large map, or null; its value is said as soon as it is there. */
 function lookAt(cell) {
   const layer = layerNow();
   inspect.now = null;
   cursor = cell;
-  if (!layer || !cell || !values) {
+  if (!layer || !cell) {
     photo.field(null);
     mark(null);
     return say("");
   }
   photo.field(layer, cell);
   mark([[cell[0], cell[0]], [cell[1], cell[1]]]);
-  return say(`${where(cell)}: ${value(values.values[cell[0] * values.columns + cell[1]])}`);
+  return say(values ? `${where(cell)}: ${value(values.values[cell[0] * values.columns + cell[1]])}` : where(cell));
+}
+
+/** The map has changed under what is looked at. */
+function lookAgain() {
+  return cursor ? lookAt(cursor) : say("");
 }
 
 /** Where the photograph is pointed at: which cells look there. */
@@ -159,10 +169,10 @@ function cellUnder(event) {
 
 function step(event) {
   const by = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-  if (!by || !values) return;
+  const sides = layerNow() && cellsOf(layerNow());
+  if (!by || !sides || view.channel === null) return;
   event.preventDefault();
-  const from = cursor ?? [Math.floor(values.rows / 2), Math.floor(values.columns / 2)];
-  const sides = [values.rows, values.columns];
+  const from = cursor ?? sides.map((side) => Math.floor(side / 2));
   lookAt(from.map((at, axis) => Math.min(Math.max(at + by[axis], 0), sides[axis] - 1)));
 }
 
