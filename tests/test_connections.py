@@ -185,6 +185,37 @@ def test_nothing_is_kept_of_a_connection_whose_client_left_while_it_was_answered
     assert asyncio.run(run()) is None
 
 
+def test_who_reads_nothing_at_the_end_is_given_up() -> None:
+    """What the system does not take lies in the transport, which waits with its close until that is read."""
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"30000")]})
+        await send({"type": "http.response.body", "body": bytes(30_000)})
+
+    async def run() -> bool:
+        loop = asyncio.get_running_loop()
+        async with accepting(app, head_s=IDLE_S, idle_s=IDLE_S) as (address, taken):
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(address)
+                client.setblocking(False)
+                await asyncio.sleep(0.05)
+                (connection,) = (made() for made in taken)
+                assert connection
+                while not connection._transport.get_write_buffer_size():
+                    await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    await asyncio.sleep(0.003)
+                # An empty line takes uvicorn's own timer away.
+                await loop.sock_sendall(client, b"\r\n")
+                for _ in range(300):
+                    if connection._is_lost:
+                        break
+                    await asyncio.sleep(0.02)
+                return connection._is_lost
+
+    assert asyncio.run(run())
+
+
 def test_a_request_sent_behind_another_has_its_own_time() -> None:
     """The first ends when the second has begun, and the second takes longer than an idle connection may."""
     second_began = asyncio.Event()

@@ -82,6 +82,23 @@ def test_thousands_of_offers_behind_each_other_are_all_answered(server: Server) 
         assert [status for status, _ in answers(client, 2000)] == [200] * 2000
 
 
+def test_requests_sent_behind_each_other_do_not_pile_up(server: Server) -> None:
+    """Each answer let in thousands more: ten times the memory within seconds."""
+    process = psutil.Process(server.pid)
+    before, end = process.memory_info().rss, time.monotonic() + 4
+    with connect(server) as client:
+        client.setblocking(False)
+        block, most = BEHIND * 8000, before
+        while time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                client.send(block)
+            with contextlib.suppress(BlockingIOError):
+                assert client.recv(1 << 16)
+            most = max(most, process.memory_info().rss)
+            time.sleep(0.001)
+    assert most - before < 100 << 20
+
+
 def test_an_offer_of_websockets_is_answered_with_the_page_itself(server: Server) -> None:
     with connect(server) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")

@@ -97,6 +97,8 @@ class Connection(asyncio.Protocol):
         head = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         self._transport.write(head.encode())
         self._transport.close()
+        # Who reads nothing would keep it open for ever.
+        self._wait(self._head_s)
 
 
 class Heeding:

@@ -2,11 +2,13 @@
 
 import asyncio
 import socket
+from collections.abc import Sized
 from functools import partial
 from typing import Any
 
 import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.cli.connection import CONNECTION
@@ -15,6 +17,19 @@ NO_HTTP = "Invalid HTTP request received."
 LOOK_S = 0.25
 # Linux's TCP_CLOSE and TCP_CLOSE_WAIT (tcp_states.h): what only the other side can have brought about.
 LEFT = (7, 8)
+
+
+class Flow(FlowControl):
+    """Reads no more while a request waits behind another: each answer would let in thousands."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """As uvicorn calls it."""
+        if not self._waiting:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
@@ -30,6 +45,11 @@ class Protocol(HttpToolsProtocol):
     _is_offer = False
     _is_deaf = False
     _looking: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As asyncio calls it."""
+        super().connection_made(transport)
+        self.flow = Flow(transport, self.pipeline)
 
     def data_received(self, data: bytes) -> None:
         """As asyncio calls it."""
@@ -78,6 +98,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
+        self.flow.resume_reading()
         super()._start_asgi_task(cycle, partial(self._answer, cycle, app))
 
     async def _answer(

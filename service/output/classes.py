@@ -8,6 +8,8 @@ from service.values import Array
 
 # As Triton limits it.
 MOST_CLASSES = 1_000_000
+# Of each value while all are ranked: as float64, that turned round, and its place.
+RANKING_BYTES = 24
 
 
 def classify(values: Array, most: int, labels: Sequence[str], *, batched: bool) -> Array:

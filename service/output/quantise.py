@@ -38,7 +38,7 @@ def quantise(
     both broadcast against q.
 
     Raises:
-        OutOfRange: NaN or infinity, which no scale can hold.
+        OutOfRange: NaN, infinity or more than a float32 reaches, which no scale can hold.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise OutOfRange(
@@ -49,7 +49,14 @@ def quantise(
     low = np.minimum(exact.min(axis=axes, keepdims=True, initial=0.0), 0.0)
     high = np.maximum(exact.max(axis=axes, keepdims=True, initial=0.0), 0.0)
     # Smaller steps than float32's smallest normal number would not survive as float32.
-    step = np.maximum((high - low) / LEVELS, np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):
+        step = np.maximum((high - low) / LEVELS, np.finfo(np.float32).tiny)
+    if step.max(initial=0.0) >= np.finfo(np.float32).max:
+        raise OutOfRange(
+            f"layer {layer.name!r} holds values so far apart that no float32 scale reaches them, which uint8 "
+            "needs: ask for dtype=native",
+            layer=layer.name,
+        )
     # A constant zero channel has any scale; one reads best.
     scale = np.where(high > low, step, 1.0).astype(np.float32)
     # Rounded up, so that 255 steps still reach from the lowest to the highest value.

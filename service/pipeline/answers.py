@@ -130,13 +130,22 @@ def check_working(
         AnswerTooLarge
     """
     each = [reduce.working_bytes(layer, reduction, images, window_of(layer, windows)) for layer in layers]
-    if max(each) > limit:
+    check_worked_on(max(each), limit)
+
+
+def check_worked_on(needed_bytes: int, limit: int) -> None:
+    """Refuse what would hold more while it is done than the operator allows.
+
+    Raises:
+        AnswerTooLarge
+    """
+    if needed_bytes > limit:
         raise AnswerTooLarge(
-            f"what is done to a map would hold {max(each)} bytes while it is done, and at most {limit} are "
+            f"what is done to a map would hold {needed_bytes} bytes while it is done; at most {limit} are "
             "held: ask for a smaller grid, for channels by their numbers, for another pool or dtype, or for "
             "a smaller size",
             limit=limit,
-            actual=max(each),
+            actual=needed_bytes,
         )
 
 

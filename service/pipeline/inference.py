@@ -11,9 +11,9 @@ from service.engine.selection import LayerTable
 from service.errors import AnswerTooLarge, MalformedRequest, NotCombinable, OutputNotFound, ShapeMismatch
 from service.intake.tensors import check_fits, read_binary
 from service.output import reduce
-from service.output.classes import classify
+from service.output.classes import RANKING_BYTES, classify
 from service.output.tensors import Named, check_json, datatype_of, encode
-from service.pipeline.answers import Encoded, check_working, least_text, too_large, window_of
+from service.pipeline.answers import Encoded, check_worked_on, check_working, least_text, too_large, window_of
 from service.pipeline.prepare import (
     Check,
     Ready,
@@ -148,6 +148,7 @@ class InferenceAnswer:
             check_working([layer], output.reduction, images, windows, limits.map_bytes)
             if output.classes:
                 elements = reduce.answer_elements(layer, output.reduction, images, window)
+                check_worked_on(elements * RANKING_BYTES, limits.map_bytes)
                 text += CLASS_BYTES * min(output.classes * max(images, 1), elements)
             elif output.binary:
                 binary += reduce.answer_bytes(layer, output.reduction, images, window)

@@ -23,7 +23,8 @@ Check = Callable[[Sequence[Layer], int, Windows], None]
 class Ready:
     """A job whose layers exist and whose answer fits, with what the network will see.
 
-    `windows` holds the cells of each layer for each image, where a region was asked for.
+    `windows` holds the cells of each layer for each image, where a region was asked for. `largest_bytes` are
+    those of the largest map that the network can make of one image; to find them out takes long.
     """
 
     job: Job
@@ -33,6 +34,7 @@ class Ready:
     pictures: tuple[Picture, ...]
     windows: Windows
     watch: Stopwatch
+    largest_bytes: int = 0
 
     @property
     def images(self) -> int:
@@ -45,13 +47,6 @@ class Ready:
         if not self.images:
             return {}  # Nothing runs.
         return self.model.parts_of(self.layers, self.job.reduction_of)
-
-    @property
-    def largest_bytes(self) -> int:
-        """Of the largest map that the network can make of one image."""
-        if self.model.image_input is None:
-            return 0
-        return self.model.layers(sides_of(self.prepared.tensor, self.model)).largest_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +119,8 @@ def place(
     windows = _find_windows(job, layers, source.prepared, model)
     if windows:
         check(layers, len(source.prepared.tensor), windows)
-    return Ready(job, model, layers, source.prepared, source.pictures, windows, watch)
+    largest = model.layers(sides_of(source.prepared.tensor, model)).largest_bytes
+    return Ready(job, model, layers, source.prepared, source.pictures, windows, watch, largest)
 
 
 def decode_all(job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch) -> Source:

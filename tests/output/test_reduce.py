@@ -203,6 +203,12 @@ def test_uint8_refuses_what_no_scale_can_hold(value: float) -> None:
         reduced(np.full((1, 1, 2, 2), value, np.float32), dtype="uint8")
 
 
+@pytest.mark.parametrize("largest", [1e41, 1.7e308])
+def test_uint8_refuses_what_lies_farther_apart_than_a_scale_reaches(largest: float) -> None:
+    with pytest.raises(OutOfRange, match="native"):
+        reduced(np.array([-largest, largest]).reshape(1, 1, 1, 2), dtype="uint8")
+
+
 def test_top_ranks_by_mean_absolute_activation_for_each_image() -> None:
     values = np.zeros((2, 3, 1, 2), np.float32)
     values[0, 2], values[0, 0], values[1, 1] = -5, 1, 3
@@ -295,7 +301,21 @@ def test_channels_are_read(text: str, expected: Channels) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "1,", "3..1", "-1", "top:0", "top:", "top:-3", "0..999999", "1.5", "1...2"]
+    "text",
+    [
+        "",
+        "x",
+        "1,",
+        "3..1",
+        "-1",
+        "top:0",
+        "top:",
+        "top:-3",
+        "0..999999",
+        "1.5",
+        "1...2",
+        ",".join(["0..32767"] * 3),
+    ],
 )
 def test_ill_formed_channels_are_refused(text: str) -> None:
     with pytest.raises(InvalidParameter, match="channels"):

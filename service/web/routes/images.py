@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
+from service.errors import NotReady
 from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
 from service.values import Job, Payload
@@ -186,6 +187,9 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     if etags.matches(request, etag):
         return etags.not_modified(headers | model_headers(model.identity))
     job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
-    answer = payload_response(await work(pipeline, job, visit_of(request)))
+    payload = await work(pipeline, job, visit_of(request))
+    if payload.model != model.identity:
+        raise NotReady(f"model {query.model!r} was replaced while it answered: ask again", retry_after_s=1)
+    answer = payload_response(payload)
     answer.headers.update(headers)
     return answer

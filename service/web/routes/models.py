@@ -79,9 +79,11 @@ async def list_layers(
     visit = visit_of(request)
     selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), visit)
     accepted = request.headers.get("accept-encoding")
-    return await pipeline.in_thread(
+    response: Response = await pipeline.in_thread(
         lambda: long_json_response(layer_list(selected), selected.model.identity, accepted)
     )
+    visit.add(int(response.headers["content-length"]))
+    return response
 
 
 @router.get(
