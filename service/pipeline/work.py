@@ -138,20 +138,20 @@ class Pipeline:
             ModelNotFound, VersionNotFound, ModelFailed, LayerNotFound, InvalidParameter, CapacityError
         """
         check_size(size, self.limits)
-        if visit is None:
-            return await self._layers(name, version, words, size)
-        visit.enter()
-        try:
-            async with self._deadline(self.limits.timeout_s):
-                return await self._layers(name, version, words, size)
-        finally:
-            visit.exit()
+        async with self._bounded(visit, self.limits.timeout_s) if visit else nullcontext():
+            model = await self.models.get(name, version)
+            return await self.in_thread(_select, model, words, size)
 
-    async def _layers(
-        self, name: str, version: str | None, words: Sequence[str], size: tuple[int, int] | None
-    ) -> Selected:
-        model = await self.models.get(name, version)
-        return await self.in_thread(_select, model, words, size)
+    async def find(self, job: Job, visit: Visit) -> LoadedModel:
+        """The model of a job; while it loads, the request has a place and a deadline as for its maps.
+
+        Raises:
+            ModelNotFound, VersionNotFound, ModelFailed, CapacityError
+        """
+        if (ready := self.catalog.entry(job.model).peek(job.version)) is not None:
+            return ready
+        async with self._bounded(visit, job.timeout_s):
+            return await self.models.get(job.model, job.version)
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as a file of arrays.
@@ -209,19 +209,13 @@ class Pipeline:
         it has been sent.
         """
         with nullcontext(visit) if visit else self.admission.visit() as visit:
-            visit.enter()
-            try:
-                async with self._deadline(job.timeout_s):
-                    model = await self.models.get(job.model, job.version)
-                    visit.model, watch = model.identity, visit.watch
-                    key = (kind, model.identity, identical(job))
-                    with self.tallies.counting(model.identity) as count:
-                        payload = await self._answers.join(
-                            key, lambda: self._answer(job, model, answer, watch)
-                        )
-                        count.images = payload.images
-            finally:
-                visit.exit()
+            async with self._bounded(visit, job.timeout_s):
+                model = await self.models.get(job.model, job.version)
+                visit.model, watch = model.identity, visit.watch
+                key = (kind, model.identity, identical(job))
+                with self.tallies.counting(model.identity) as count:
+                    payload = await self._answers.join(key, lambda: self._answer(job, model, answer, watch))
+                    count.images = payload.images
             visit.add(payload.size)
             if payload.coding:
                 before, after = self._coded
@@ -332,6 +326,15 @@ class Pipeline:
         for name, value in made.items():
             self._shared.keep((origin, name), value)
         return made
+
+    @asynccontextmanager
+    async def _bounded(self, visit: Visit, timeout_s: float) -> AsyncIterator[None]:
+        visit.enter()
+        try:
+            async with self._deadline(timeout_s):
+                yield
+        finally:
+            visit.exit()
 
     @asynccontextmanager
     async def _deadline(self, timeout_s: float) -> AsyncIterator[None]:

@@ -513,3 +513,17 @@ def test_what_is_no_object_is_said_to_be_none(http: httpx.Client, body: bytes, w
     """In the words of JSON, and not of what reads it."""
     refusal = http.post(INFER, content=body).json()
     assert (refusal["detail"], refusal["parameter"]) == (f"{where}: Input should be an object", where)
+
+
+def test_a_ranking_is_bounded_by_what_it_holds_and_not_by_its_few_words() -> None:
+    """It ranks each value of a map in 24 bytes; this map holds 65,536."""
+    with serving("--max-map-bytes", "300000") as bundled, bundled.client() as client:
+        values = {"name": "image", "shape": [1, 3, 32, 32], "datatype": "FP32", "data": [0.5] * 3072}
+        answers = [
+            client.post(
+                "/v2/models/cifar-resnet/infer",
+                json={"inputs": [values], "outputs": [{"name": "stem.relu", "parameters": parameters}]},
+            )
+            for parameters in ({"binary_data": True}, {"classification": 1})
+        ]
+    assert [answer.status_code for answer in answers] == [200, 413]

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -29,6 +30,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     put(folder, "slow", slow_cnn(), toml="[input]\nsize = [16, 16]\n")
     put(folder, "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
+    names = ["image", *(f"{number:04000}" for number in range(1500))]
+    relus = [helper.make_node("Relu", [one], [next_one]) for one, next_one in pairwise(names)]
+    put(
+        folder,
+        "deep",
+        model(relus, {"image": ["n", 3, "h", "w"]}, names[-1:], []),
+        toml="[input]\nsize = [8, 8]\n",
+    )
     wide = helper.make_node("Conv", ["image", "weight"], ["last"])
     weights = [weight("weight", 60_000, 3, 5, 5)]
     put(
@@ -109,6 +118,14 @@ def test_a_client_that_takes_nothing_is_given_up(service: Running, image: bytes)
         client.sendall(post(LONG, image))
         service.until(lambda: service.admission.held_bytes > 5_000_000)
         service.until_idle(5)
+
+
+def test_a_list_of_layers_that_nobody_reads_is_held(service: Running) -> None:
+    with service.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"GET /v1/models/deep/layers HTTP/1.1\r\nHost: x\r\n\r\n")
+        service.until(lambda: service.admission.held_bytes > 6_000_000 and not service.admission.requests)
+    service.until_idle()
 
 
 def test_a_slow_reader_keeps_no_place_and_gets_everything(service: Running, image: bytes) -> None:

@@ -178,7 +178,8 @@ async def get_image_statistics(
 async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -> Response:
     """An image that is gone is a 404, what the client still holds a 304; only then anything runs."""
     pipeline = pipeline_of(request)
-    model = await pipeline.models.get(query.model, query.version)
+    job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
+    model = await pipeline.find(job, visit_of(request))
     etags.check_digest(model, query.digest)
     await pipeline.images.peek(caller_of(request).name, image_id)
     etag = etags.tag(model, image_id, query, pipeline.runtime)
@@ -186,7 +187,6 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     headers = etags.cache_headers(request, etag, pinned=pinned)
     if etags.matches(request, etag):
         return etags.not_modified(headers | model_headers(model.identity))
-    job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
     payload = await work(pipeline, job, visit_of(request))
     if payload.model != model.identity:
         raise NotReady(f"model {query.model!r} was replaced while it answered: ask again", retry_after_s=1)
