@@ -363,6 +363,33 @@ def held(pipeline: Pipeline, name: str) -> tuple[threading.Event, threading.Even
     return begun, may_end
 
 
+def test_who_waits_for_a_model_that_others_left_takes_no_thread(tmp_path: Path) -> None:
+    for name in ("slow", "quick"):
+        put(tmp_path / "models", name, small_cnn())
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    begun, may_end = held(pipeline, "slow")
+
+    async def ask() -> None:
+        for version in (None, "1", None, "1"):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pipeline.models.get("slow", version), 0.1)
+            await asyncio.to_thread(begun.wait, 20)
+        quick = await asyncio.wait_for(pipeline.models.get("quick", None), 20)
+        assert quick.identity.name == "quick"
+        waiting = [asyncio.create_task(pipeline.models.get("slow", version)) for version in (None, "1")]
+        await asyncio.sleep(0.05)
+        may_end.set()
+        first, second = await asyncio.wait_for(asyncio.gather(*waiting), 20)
+        assert first is second
+
+    try:
+        asyncio.run(ask())
+    finally:
+        may_end.set()
+        pipeline.close()
+
+
 def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path) -> None:
     for name in ("slow", "quick"):
         put(tmp_path / "models", name, small_cnn())

@@ -79,6 +79,10 @@ class Version:
         loading = self._loading
         return loading.result() if loading and self.state == "ready" else None
 
+    def loading(self) -> Future[LoadedModel] | None:
+        """To be waited for and not cancelled, where somebody loads it at this moment."""
+        return self._loading if self.state == "loading" else None
+
     def is_as(self, other: "Version") -> bool:
         """Whether both are of the same files, as far as names, times and sizes tell."""
         return (self.version, self._stamp) == (other.version, other._stamp)
@@ -165,6 +169,13 @@ class Entry:
         for version in self.versions:
             if number in (None, version.version) and version.state != "failed":
                 return version.peek()
+        return None
+
+    def loading(self, number: str | None) -> Future[LoadedModel] | None:
+        """What `peek` will find, where somebody loads it at this moment."""
+        for version in self.versions:
+            if number in (None, version.version) and version.state != "failed":
+                return version.loading()
         return None
 
     def is_loading(self, number: str | None) -> bool:

@@ -1,5 +1,6 @@
 """The catalogue with its blocking calls in threads of their own."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -31,7 +32,11 @@ class Models:
         Raises:
             ModelNotFound, VersionNotFound, ModelFailed, NotReady
         """
-        if (ready := self._catalog.entry(name).peek(version)) is not None:
+        entry = self._catalog.entry(name)
+        while (loading := entry.loading(version)) is not None:
+            # Begun under another name of the version, or for somebody who has left: a thread would only wait.
+            await asyncio.wait([asyncio.wrap_future(loading)])
+        if (ready := entry.peek(version)) is not None:
             return ready
         return await self._loading.join((name, version), partial(self._get, name, version))
 
