@@ -5,8 +5,9 @@ import functools
 import gc
 import io
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import onnx
 import pytest
 
 from service.app import make_pipeline
+from service.engine.draft import Draft
 from service.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from service.pipeline.admission import Admission
 from service.pipeline.identical import LONGEST_COMPARED_BYTES, identical
@@ -447,3 +449,40 @@ def test_loading_all_leaves_out_what_was_unloaded_and_goes_on_after_what_fails(t
         pipeline.close()
     states = {name: entry.summary().state for name, entry in pipeline.catalog.entries.items()}
     assert states == {"a": "unloaded", "b": "failed", "c": "ready"}
+
+
+@pytest.mark.parametrize("step", ["__init__", "keep"])
+def test_an_upload_that_is_left_at_any_moment_is_whole_or_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Left while its folder is made, that stayed; while it was named, the clearing up emptied the version."""
+    put(tmp_path / "models", "small", small_cnn())
+    store = str(tmp_path / "images.sqlite3")
+    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    begun, slow = threading.Event(), getattr(Draft, step)
+
+    def slowly(draft: Draft, *given: object) -> None:
+        begun.set()
+        time.sleep(0.2)
+        slow(draft, *given)
+
+    monkeypatch.setattr(Draft, step, slowly)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield small_cnn().SerializeToString()
+
+    async def leave() -> None:
+        upload = asyncio.create_task(pipeline.uploads.receive("small", "7", body()))
+        assert await asyncio.to_thread(begun.wait, 20)
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+
+    try:
+        asyncio.run(leave())
+    finally:
+        pipeline.close()
+    assert not list((tmp_path / "models").glob(".upload-*"))
+    version = tmp_path / "models" / "small" / "7"
+    assert version.exists() == (step == "keep")
+    assert not version.exists() or (version / "model.onnx").stat().st_size > 0

@@ -46,7 +46,13 @@ class Uploads:
             raise Overloaded("another model is being uploaded", retry_after_s=RETRY_S)
         self._is_busy = True
         try:
-            draft = await self._run(Draft, self._paths, name, version)
+            making = asyncio.create_task(self._run(Draft, self._paths, name, version))
+            try:
+                draft = await _whole(making)
+            except asyncio.CancelledError:
+                if not making.cancelled() and making.exception() is None:
+                    await self._run(making.result().drop)
+                raise
             try:
                 return await self._kept(draft, name, version, parts)
             finally:
@@ -66,7 +72,7 @@ class Uploads:
             raise MalformedRequest("the body is empty: send the bytes of an ONNX file")
         await self._run(draft.finish)
         await self._run(self._check, draft, name, version)
-        await self._run(draft.keep)
+        await _whole(asyncio.create_task(self._run(draft.keep)))
         return Uploaded(name, version, draft.digest, draft.size)
 
     def _check(self, draft: Draft, name: str, version: str) -> None:
@@ -78,3 +84,12 @@ class Uploads:
     async def _run(self, work: Callable[..., Any], *given: Any) -> Any:
         """In a thread."""
         return await self._in_thread(Stopwatch(), work, *given)
+
+
+async def _whole(task: asyncio.Task[Any]) -> Any:
+    """To its end, also where the client has left: what clears up must not meet it."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
