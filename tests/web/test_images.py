@@ -384,3 +384,35 @@ def test_maps_of_a_kept_image_have_a_deadline_while_their_model_loads(tmp_path: 
     finally:
         may_end.set()
         pipeline.close()
+
+
+def test_a_model_that_is_replaced_meanwhile_answers_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers would be kept for a year under the digest of the one before."""
+    put(tmp_path / "models", "small", small_cnn())
+    store = str(tmp_path / "images.sqlite3")
+    app = make_app(Settings(models=(tmp_path / "models",), image_store=store, load="lazy"))
+    pipeline = app.state.pipeline
+    other = small_cnn()
+    other.producer_name = "somebody else"
+
+    async def replace(*_: object) -> None:
+        put(tmp_path / "models", "small", other)
+        await pipeline.models.load("small")
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            image = (await client.post("/v1/images", content=IMAGE)).json()["id"]
+            digest = (await client.get("/v1/models/small")).json()["digest"]
+            url = f"/v1/images/{image}/features?model=small&version=1&digest={digest}&layers=stem/relu"
+            with monkeypatch.context() as patch:
+                patch.setattr(pipeline.images, "peek", replace)
+                return await client.get(url), await client.get(url)
+
+    try:
+        meanwhile, later = asyncio.run(ask())
+    finally:
+        pipeline.close()
+    assert (meanwhile.status_code, meanwhile.json()["code"]) == (503, "not-ready")
+    assert later.status_code == 404
