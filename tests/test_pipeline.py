@@ -350,6 +350,14 @@ def test_a_tensor_may_be_named_as_anything_that_is_kept_beside_it(tmp_path: Path
         pipeline.close()
 
 
+def with_models(folder: Path, *names: str) -> Pipeline:
+    """With two threads; nothing is loaded yet."""
+    for name in names:
+        put(folder / "models", name, small_cnn())
+    store = str(folder / "images.sqlite3")
+    return make_pipeline(Settings(models=(folder / "models",), image_store=store, threads=2))
+
+
 def held(pipeline: Pipeline, name: str) -> tuple[threading.Event, threading.Event]:
     """A model that is loaded as long as one likes: set when that has begun, and to be set to let it end."""
     begun, may_end = threading.Event(), threading.Event()
@@ -366,10 +374,7 @@ def held(pipeline: Pipeline, name: str) -> tuple[threading.Event, threading.Even
 
 
 def test_who_waits_for_a_model_that_others_left_takes_no_thread(tmp_path: Path) -> None:
-    for name in ("slow", "quick"):
-        put(tmp_path / "models", name, small_cnn())
-    store = str(tmp_path / "images.sqlite3")
-    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    pipeline = with_models(tmp_path, "slow", "quick")
     begun, may_end = held(pipeline, "slow")
 
     async def ask() -> None:
@@ -393,10 +398,7 @@ def test_who_waits_for_a_model_that_others_left_takes_no_thread(tmp_path: Path) 
 
 
 def test_many_who_wait_for_one_model_leave_threads_for_the_others(tmp_path: Path) -> None:
-    for name in ("slow", "quick"):
-        put(tmp_path / "models", name, small_cnn())
-    store = str(tmp_path / "images.sqlite3")
-    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    pipeline = with_models(tmp_path, "slow", "quick")
     begun, may_end = held(pipeline, "slow")
 
     async def ask() -> None:
@@ -456,9 +458,7 @@ def test_an_upload_that_is_left_at_any_moment_is_whole_or_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Left while its folder is made, that stayed; while it was named, the clearing up emptied the version."""
-    put(tmp_path / "models", "small", small_cnn())
-    store = str(tmp_path / "images.sqlite3")
-    pipeline = make_pipeline(Settings(models=(tmp_path / "models",), image_store=store, threads=2))
+    pipeline = with_models(tmp_path, "small")
     begun, slow = threading.Event(), getattr(Draft, step)
 
     def slowly(draft: Draft, *given: object) -> None:
