@@ -30,7 +30,9 @@ def read_channels(text: str) -> Channels:
         listed += last - first + 1
         if first > last or listed > MAX_CHANNELS_LISTED:
             raise InvalidParameter(
-                f"channels={text[:80]!r} is not understood: write 0..15,32 or top:8", parameter="channels"
+                f"channels={text[:80]!r} is not understood: write 0..15,32 or top:8, at most "
+                f"{MAX_CHANNELS_LISTED} channels, each counted as often as it is written",
+                parameter="channels",
             )
         indices |= dict.fromkeys(range(first, last + 1))
     return Channels(tuple(indices))
