@@ -14,6 +14,8 @@ from service.output.table import ArrayFormat
 from service.pipeline.prepare import Ready, Windows
 from service.values import Array, Chunk, FeatureMap, Job, Layer, Limits, Reduction, Window
 
+OTHER_REDUCTION = "a smaller grid, for channels by their numbers, for another pool or dtype"
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -133,7 +135,7 @@ def check_working(
     check_worked_on(max(each), limit)
 
 
-def check_worked_on(needed_bytes: int, limit: int) -> None:
+def check_worked_on(needed_bytes: int, limit: int, instead: str = OTHER_REDUCTION) -> None:
     """Refuse what would hold more while it is done than the operator allows.
 
     Raises:
@@ -142,8 +144,7 @@ def check_worked_on(needed_bytes: int, limit: int) -> None:
     if needed_bytes > limit:
         raise AnswerTooLarge(
             f"what is done to a map would hold {needed_bytes} bytes while it is done; at most {limit} are "
-            "held: ask for a smaller grid, for channels by their numbers, for another pool or dtype, or for "
-            "a smaller size",
+            f"held: ask for {instead}, or for a smaller size",
             limit=limit,
             actual=needed_bytes,
         )

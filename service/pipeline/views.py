@@ -9,19 +9,21 @@ import orjson
 from service.errors import InvalidParameter, NotCombinable
 from service.output import pictures, reduce
 from service.output.statistics import describe
-from service.pipeline.answers import Encoded, too_large, window_of
+from service.pipeline.answers import Encoded, check_worked_on, check_working, too_large, window_of
 from service.pipeline.prepare import Ready, Windows
-from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Job, Layer
+from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Job, Layer, Limits
 
 ON_PHOTOGRAPH = ("overlay", "eigencam", "cam")
+SIMPLER_DRAWING = "style=heatmap without clip, for fewer channels, for a region"
 
 
 class PictureAnswer:
     """One map of one image, drawn."""
 
-    def __init__(self, job: Job, drawing: Drawing) -> None:
+    def __init__(self, job: Job, drawing: Drawing, *, limits: Limits) -> None:
         self._job = job
         self._drawing = drawing
+        self._limits = limits
 
     def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """Refuse what cannot be drawn, as far as it is known before the network runs."""
@@ -40,7 +42,10 @@ class PictureAnswer:
         (layer,) = layers
         reduce.check(layer, self._job.reduction)
         if self._job.reduction.region is None or windows:
-            pictures.check(_left(layer, self._job, windows), self._drawing)
+            check_working(layers, self._job.reduction, images, windows, self._limits.map_bytes)
+            left = _left(layer, self._job, windows)
+            pictures.check(left, self._drawing)
+            self._check_held(left)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """Select channels, cut the region, draw."""
@@ -50,6 +55,7 @@ class PictureAnswer:
         with ready.watch.measure("reduce"):
             weights = self._class_weights(ready, layer)
             left = reduce.cut_channels_and_region(feature_map, job.reduction, windows)
+            self._check_held(replace(layer, shape=left.values.shape))
         with ready.watch.measure("encode"):
             drawn = pictures.draw(
                 left,
@@ -61,6 +67,10 @@ class PictureAnswer:
         # Header values are ASCII, and so is every word of the scale.
         told = {"Featuremaps-Scale": json.dumps(dict(drawn.scale), separators=(",", ":"))}
         return Encoded((drawn.body,), drawn.media_type, drawn.extension, told)
+
+    def _check_held(self, left: Layer) -> None:
+        held = pictures.working_bytes(left, self._drawing)
+        check_worked_on(held, self._limits.map_bytes, SIMPLER_DRAWING)
 
     def _check_class(self) -> None:
         if self._drawing.style != "cam":

@@ -177,7 +177,7 @@ class Pipeline:
         Raises:
             RequestError, CapacityError, ModelError
         """
-        return await self._work(job, PictureAnswer(job, drawing), visit, drawing)
+        return await self._work(job, PictureAnswer(job, drawing, limits=self.limits), visit, drawing)
 
     async def describe(self, job: Job, visit: Visit | None = None) -> Payload:
         """Statistics of feature maps as JSON.

@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from service.errors import Overloaded
 from service.web import problems
 from tests.builders import encoded, photograph
-from tests.servers import Server
+from tests.servers import Server, serving
 
 URL = "/v1/models/small/features"
 MEMBERS = {"type", "title", "status", "detail", "instance", "code", "request_id", "error"}
@@ -287,6 +288,25 @@ def test_a_reduction_that_would_hold_too_much_is_refused(
     client: httpx.Client, jpeg: bytes, query: dict[str, str]
 ) -> None:
     assert problem(client.post(URL, params=query, content=jpeg))["code"] == "answer-too-large"
+
+
+def test_a_drawing_that_would_hold_too_much_is_refused_with_what_to_ask_for(
+    repository: Path, jpeg: bytes
+) -> None:
+    """8192 values of 4 bytes: as float64 and with masks they are more than as they are."""
+    query = {"layer": "stem/relu", "size": "64x64"}
+    with (
+        serving("--models", str(repository), FEATUREMAPS_MAX_MAP_BYTES="100000") as server,
+        server.client() as client,
+    ):
+        answers = {
+            style: client.post("/v1/models/small/render", params={**query, "style": style}, content=jpeg)
+            for style in ("heatmap", "eigencam")
+        }
+    assert answers["heatmap"].status_code == 200
+    refusal = problem(answers["eigencam"])
+    assert (refusal["status"], refusal["code"], refusal["limit"]) == (413, "answer-too-large", 100000)
+    assert "ask for style=heatmap" in refusal["detail"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,15 @@ MAX_PIXELS = 16_000_000
 MAX_COLUMNS = 4096
 MAX_SCALE = 1024
 _LARGEST_VALUE = float(np.finfo(np.float32).max)
+# Bytes that drawing holds at one time, at most; a test measures them. Of each value:
+_AS_FLOAT32 = 4
+_FINITE = 6  # those that are finite, and a mask
+_CLIPPED = 13  # and as float64, for the percentile
+_CENTRED = 14  # as float64, and masks
+_TILED = 24  # as a fraction, its level as float64, and tiles
+# Of each cell of the only plane, and with three scores; of each product of two channels, three matrices.
+_PLANE, _SCORED = 36, 108
+_PRODUCT = 24
 # A parameter that would change nothing is refused, not passed over in silence.
 _ONLY_WITH: dict[str, tuple[Style, ...]] = {
     "channel": ("channel",),
@@ -49,6 +58,27 @@ def check(layer: Layer, drawing: Drawing) -> None:
     size = tuple(side for side in known if side is not None)
     if len(size) == len(known):
         _check_size(layer, size, drawing)
+
+
+def working_bytes(layer: Layer, drawing: Drawing) -> int:
+    """Bytes that `draw` holds at most beside the map, the picture and the photograph.
+
+    `layer` is as for `check`, which has taken it. 0 where a shape is known only when it runs.
+    """
+    size = extent(layer)
+    if None in size:
+        return 0
+    channels, *sides = (side or 0 for side in size)
+    cells = math.prod(sides)
+    values = channels * cells
+    work = values * (_CLIPPED if drawing.clip else _FINITE)
+    if drawing.style == "grid":
+        work = max(work, values * _TILED)
+    elif drawing.style in ("pca", "eigencam"):
+        work = max(work, values * _CENTRED + min(channels, cells) ** 2 * _PRODUCT)
+    if drawing.style != "grid":
+        work += cells * (_SCORED if drawing.style == "pca" else _PLANE)
+    return work + (0 if layer.dtype == "float32" else values * _AS_FLOAT32)
 
 
 def mosaic_of(size: tuple[int, ...], drawing: Drawing) -> Mosaic:

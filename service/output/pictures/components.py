@@ -79,9 +79,10 @@ def _prepare(channels: Floats) -> tuple[Doubles, float]:
     samples = channels.reshape(len(channels), -1).astype(np.float64)
     finite = np.isfinite(samples)
     if not finite.all():
-        known = samples[finite] if finite.any() else np.zeros(1)
-        samples = np.nan_to_num(samples, nan=0.0, posinf=known.max(), neginf=known.min())
-    largest = float(np.abs(samples).max()) or 1.0
+        known = (samples.max(where=finite, initial=-np.inf), samples.min(where=finite, initial=np.inf))
+        high, low = known if finite.any() else (0.0, 0.0)
+        np.nan_to_num(samples, copy=False, nan=0.0, posinf=high, neginf=low)
+    largest = float(max(samples.max(), -samples.min())) or 1.0
     samples /= largest
     samples -= samples.mean(axis=1, keepdims=True)
     return samples, largest

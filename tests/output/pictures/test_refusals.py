@@ -1,6 +1,8 @@
 """Everything is either a picture of the predicted size or a refusal of ours, mostly before anything runs."""
 
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from service.errors import InvalidParameter, NotCombinable, NotDrawable, RequestError
-from service.output.pictures import Backdrop, check, draw
+from service.output.pictures import Backdrop, check, draw, working_bytes
 from service.output.pictures.checks import mosaic_of
 from service.values import Drawing, FeatureMap, Picture, Placement
 from tests.output.pictures.maps import feature_map, layer, opened
@@ -233,3 +235,42 @@ def test_any_vector_gives_a_picture_or_a_refusal(values: np.ndarray, drawing: Dr
         return
     height, width = mosaic_of(values.shape, drawing).size
     assert opened(drawn.body).size == (width, height)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "uint8"])
+@pytest.mark.parametrize("size", [(16, 128, 128), (1, 512, 512), (2048, 8, 8)])
+@pytest.mark.parametrize(
+    "style",
+    [
+        {"style": "grid", "clip": 1.0},
+        {"style": "grid", "normalize": "channel"},
+        {"style": "channel", "channel": 0, "clip": 1.0},
+        {"style": "heatmap"},
+        {"style": "heatmap", "combine": "norm", "clip": 1.0},
+        {"style": "pca"},
+        {"style": "eigencam"},
+        {"style": "cam", "target": 0, "clip": 1.0},
+    ],
+)
+def test_a_drawing_holds_no_more_than_it_was_said_to(
+    style: dict[str, Any], size: tuple[int, ...], dtype: str
+) -> None:
+    """Beside the map and the picture, as indices, in colour and as a file; some pages are Python's own."""
+    values = np.random.default_rng(0).integers(0, 200, size).astype(dtype)
+    if dtype != "uint8":
+        values.flat[:2] = NAN, np.inf
+    subject, drawing = feature_map(values), Drawing(**style, scale=1)
+    height, width = mosaic_of(size, drawing).size
+    weights = np.ones(size[0], np.float32)
+    draw(subject, drawing, class_weights=weights)  # colormaps are read once
+    tracemalloc.start()
+    try:
+        draw(subject, drawing, class_weights=weights)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= working_bytes(subject.layer, drawing) + 7 * height * width + 500_000
+
+
+def test_nobody_says_what_a_drawing_of_an_unknown_shape_holds() -> None:
+    assert working_bytes(layer(None), Drawing()) == working_bytes(layer((1, 2, None, 3)), Drawing()) == 0
