@@ -290,6 +290,16 @@ def test_a_reduction_that_would_hold_too_much_is_refused(
     assert problem(client.post(URL, params=query, content=jpeg))["code"] == "answer-too-large"
 
 
+@pytest.mark.parametrize(("names", "says"), [(100, "no parameter 'a0'"), (101, "more than 100 parameters")])
+def test_parameters_without_end_are_not_looked_at_one_by_one(
+    client: httpx.Client, names: int, says: str
+) -> None:
+    answer = client.get("/v1/models/small/layers", params={f"a{i}": "" for i in range(names)})
+    refusal = problem(answer)
+    assert (refusal["status"], refusal["code"]) == (422, "invalid-parameter")
+    assert says in refusal["detail"]
+
+
 def test_a_drawing_that_would_hold_too_much_is_refused_with_what_to_ask_for(
     repository: Path, jpeg: bytes
 ) -> None:
