@@ -142,16 +142,18 @@ class Pipeline:
             model = await self.models.get(name, version)
             return await self.in_thread(_select, model, words, size)
 
-    async def find(self, job: Job, visit: Visit) -> LoadedModel:
-        """The model of a job; while it loads, the request has a place and a deadline as for its maps.
+    async def find(
+        self, name: str, version: str | None, visit: Visit, timeout_s: float | None = None
+    ) -> LoadedModel:
+        """A model; while it loads, the request has a place and a deadline as for its maps.
 
         Raises:
             ModelNotFound, VersionNotFound, ModelFailed, CapacityError
         """
-        if (ready := self.catalog.entry(job.model).peek(job.version)) is not None:
+        if (ready := self.catalog.entry(name).peek(version)) is not None:
             return ready
-        async with self._bounded(visit, job.timeout_s):
-            return await self.models.get(job.model, job.version)
+        async with self._bounded(visit, timeout_s or self.limits.timeout_s):
+            return await self.models.get(name, version)
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as a file of arrays.

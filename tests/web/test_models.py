@@ -1,12 +1,17 @@
 """Models and layers over HTTP."""
 
+import asyncio
 import hashlib
 from pathlib import Path
 
 import httpx
 import pytest
 
+from service.app import make_app
+from service.settings import Settings
 from service.web import schemas
+from tests.builders import put, small_cnn
+from tests.test_pipeline import held
 
 
 def test_one_broken_model_does_not_keep_the_others_from_serving(client: httpx.Client) -> None:
@@ -150,3 +155,33 @@ def test_version_shows_the_limits(client: httpx.Client) -> None:
     told = client.get("/v1/version").json()
     assert told["settings"]["max_body_bytes"] == 32 * 2**20
     assert told["runtime"].startswith("onnxruntime 1.")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/v1/models/slow",
+        "/v1/models/slow/layers",
+        "/v1/models/slow/filters?layer=stem/relu",
+        "/v2/models/slow",
+        "/v2/models/slow/versions/1/config",
+        "/v2/models/slow/versions/1/stats",
+    ],
+)
+def test_what_is_told_of_a_model_has_a_place_and_a_deadline_while_it_loads(tmp_path: Path, url: str) -> None:
+    put(tmp_path, "slow", small_cnn())
+    settings = Settings(models=(tmp_path,), image_store="", load="lazy", max_in_flight=2, max_timeout_s=0.3)
+    app = make_app(settings)
+    pipeline = app.state.pipeline
+    _, may_end = held(pipeline, "slow")
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            answers = await asyncio.wait_for(asyncio.gather(*(client.get(url) for _ in range(5))), 20)
+        return sorted(answer.status_code for answer in answers)
+
+    try:
+        assert asyncio.run(ask()) == [503, 503, 503, 504, 504]
+    finally:
+        may_end.set()
+        pipeline.close()

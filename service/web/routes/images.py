@@ -179,7 +179,7 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     """An image that is gone is a 404, what the client still holds a 304; only then anything runs."""
     pipeline = pipeline_of(request)
     job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
-    model = await pipeline.find(job, visit_of(request))
+    model = await pipeline.find(job.model, job.version, visit_of(request), job.timeout_s)
     etags.check_digest(model, query.digest)
     await pipeline.images.peek(caller_of(request).name, image_id)
     etag = etags.tag(model, image_id, query, pipeline.runtime)

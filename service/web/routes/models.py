@@ -51,14 +51,14 @@ async def list_models(request: Request) -> Response:
 @router.get(
     "/{model}",
     operation_id="get_model",
-    responses=responses(None, 404, 422, 503) | json_answer(ModelDescription, "The model", *OF_MODEL),
+    responses=responses(None, 404, 422, 503, 504) | json_answer(ModelDescription, "The model", *OF_MODEL),
     openapi_extra={"parameters": parameters(VersionQuery)},
 )
 async def get_model(
     model: ModelName, query: Annotated[VersionQuery, Depends(asked(VersionQuery))], request: Request
 ) -> Response:
     """Inputs, preprocessing, labels, licence, digests and stages of one version of a model."""
-    loaded = await pipeline_of(request).models.get(model, query.version)
+    loaded = await pipeline_of(request).find(model, query.version, visit_of(request))
     return json_response(model_description(loaded), loaded.identity)
 
 
@@ -90,7 +90,7 @@ async def list_layers(
     "/{model}/filters",
     operation_id="get_filters",
     response_class=Response,
-    responses=responses(None, 404, 413, 422, 503)
+    responses=responses(None, 404, 413, 422, 503, 504)
     | answer("The weights", FILTERS, "ETag", "Content-Disposition", *OF_MODEL)
     | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(FiltersQuery)},
@@ -103,12 +103,12 @@ async def get_filters(
     It is found by walking back over bias, normalisation and activation.
     """
     pipeline = pipeline_of(request)
-    loaded = await pipeline.models.get(model, query.version)
+    visit = visit_of(request)
+    loaded = await pipeline.find(model, query.version, visit)
     etag = etags.tag(loaded, "filters", query, pipeline.runtime)
     headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
     if etags.matches(request, etag):
         return etags.not_modified(headers)
-    visit = visit_of(request)
     visit.enter()
     most = pipeline.limits.answer_bytes
     encoded = await pipeline.in_thread(encode_filters, loaded, query.layer, query.format, most)

@@ -12,7 +12,7 @@ from service.errors import NotReady
 from service.pipeline.tally import Tally, Total
 from service.values import DATATYPE_OF, TensorSpec
 from service.web.answers import json_response
-from service.web.door import pipeline_of
+from service.web.door import pipeline_of, visit_of
 from service.web.media import OF_MODEL, json_answer
 from service.web.problems import responses
 from service.web.queries import VERSION
@@ -44,7 +44,7 @@ async def statistics(request: Request) -> Response:
     ONE,
     operation_id="v2_model_metadata",
     responses=json_answer(ModelMetadata, "Inputs and declared outputs", *OF_MODEL)
-    | responses(None, 404, 422, 503),
+    | responses(None, 404, 422, 503, 504),
 )
 async def metadata(model: ModelName, request: Request) -> Response:
     """Inputs and declared outputs of the version that is served."""
@@ -55,7 +55,7 @@ async def metadata(model: ModelName, request: Request) -> Response:
     ANY_VERSION,
     operation_id="v2_model_version_metadata",
     responses=json_answer(ModelMetadata, "Inputs and declared outputs", *OF_MODEL)
-    | responses(None, 404, 422, 503),
+    | responses(None, 404, 422, 503, 504),
 )
 async def version_metadata(model: ModelName, version: VersionNumber, request: Request) -> Response:
     """Inputs and declared outputs of one version."""
@@ -65,7 +65,7 @@ async def version_metadata(model: ModelName, version: VersionNumber, request: Re
 @router.get(
     ONE + "/ready",
     operation_id="v2_model_ready",
-    responses=json_answer(Ready, "It answers", *OF_MODEL) | responses(None, 404, 422, 503),
+    responses=json_answer(Ready, "It answers", *OF_MODEL) | responses(None, 404, 422, 503, 504),
 )
 async def ready(model: ModelName, request: Request) -> Response:
     """The model answers; one that is loaded when it is first asked for is loaded now."""
@@ -75,7 +75,7 @@ async def ready(model: ModelName, request: Request) -> Response:
 @router.get(
     ANY_VERSION + "/ready",
     operation_id="v2_model_version_ready",
-    responses=json_answer(Ready, "It answers", *OF_MODEL) | responses(None, 404, 422, 503),
+    responses=json_answer(Ready, "It answers", *OF_MODEL) | responses(None, 404, 422, 503, 504),
 )
 async def version_ready(model: ModelName, version: VersionNumber, request: Request) -> Response:
     """This version answers."""
@@ -85,7 +85,8 @@ async def version_ready(model: ModelName, version: VersionNumber, request: Reque
 @router.get(
     ONE + "/config",
     operation_id="v2_model_configuration",
-    responses=json_answer(ModelConfiguration, "As Triton has it", *OF_MODEL) | responses(None, 404, 422, 503),
+    responses=json_answer(ModelConfiguration, "As Triton has it", *OF_MODEL)
+    | responses(None, 404, 422, 503, 504),
 )
 async def configuration(model: ModelName, request: Request) -> Response:
     """What load generators need to know of the version that is served."""
@@ -95,7 +96,8 @@ async def configuration(model: ModelName, request: Request) -> Response:
 @router.get(
     ANY_VERSION + "/config",
     operation_id="v2_model_version_configuration",
-    responses=json_answer(ModelConfiguration, "As Triton has it", *OF_MODEL) | responses(None, 404, 422, 503),
+    responses=json_answer(ModelConfiguration, "As Triton has it", *OF_MODEL)
+    | responses(None, 404, 422, 503, 504),
 )
 async def version_configuration(model: ModelName, version: VersionNumber, request: Request) -> Response:
     """What load generators need to know of one version."""
@@ -115,16 +117,16 @@ async def model_statistics(model: ModelName, request: Request) -> Response:
 @router.get(
     ANY_VERSION + "/stats",
     operation_id="v2_model_version_statistics",
-    responses=json_answer(StatisticsAnswer, "What was counted") | responses(None, 404, 422, 503),
+    responses=json_answer(StatisticsAnswer, "What was counted") | responses(None, 404, 422, 503, 504),
 )
 async def version_statistics(model: ModelName, version: VersionNumber, request: Request) -> Response:
     """What was counted of one version."""
-    return _statistics(request, [await pipeline_of(request).models.get(model, version)])
+    return _statistics(request, [await pipeline_of(request).find(model, version, visit_of(request))])
 
 
 async def _metadata(request: Request, name: str, version: str | None) -> Response:
     pipeline = pipeline_of(request)
-    entry, model = pipeline.catalog.entry(name), await pipeline.models.get(name, version)
+    entry, model = pipeline.catalog.entry(name), await pipeline.find(name, version, visit_of(request))
     return json_response(await pipeline.in_thread(_model_metadata, entry, model), model.identity)
 
 
@@ -148,13 +150,13 @@ async def _ready(request: Request, name: str, version: str | None) -> Response:
     entry = pipeline.catalog.entry(name)
     if entry.peek(version) is None and entry.is_loading(version):
         raise NotReady(f"model {name!r} is loading", retry_after_s=1)
-    model = await pipeline.models.get(name, version)
+    model = await pipeline.find(name, version, visit_of(request))
     return json_response({"name": name, "ready": True}, model.identity)
 
 
 async def _configuration(request: Request, name: str, version: str | None) -> Response:
     pipeline = pipeline_of(request)
-    model = await pipeline.models.get(name, version)
+    model = await pipeline.find(name, version, visit_of(request))
     most = pipeline.limits.images
     return json_response(await pipeline.in_thread(_model_configuration, model, most), model.identity)
 
