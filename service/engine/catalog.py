@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,7 +219,9 @@ class Catalog:
     def __init__(self, paths: Iterable[Path], load: Load) -> None:
         self._paths = tuple(paths)
         self._load = load
-        self._changing = threading.Lock()
+        # The names of models that somebody changes: one change of a model at a time, others beside it.
+        self._changing: set[str] = set()
+        self._changed = threading.Condition()
         # Replaced as a whole: others iterate over it meanwhile.
         self._entries: dict[str, Entry] = {}
         for path in self._paths:
@@ -262,7 +264,7 @@ class Catalog:
             ModelNotFound: none of the paths holds it.
             ModelFailed: no version of it loads.
         """
-        with self._changing:
+        with self._change(name):
             found, before = self._found(name), self._entries.get(name)
             if found is None:
                 raise self._not_found(name)
@@ -283,10 +285,22 @@ class Catalog:
         Raises:
             ModelNotFound
         """
-        with self._changing:
+        with self._change(name):
             self.entry(name)
             found = self._found(name)
             self._replace(Entry(name, found.versions if found else (), withdrawn=True))
+
+    @contextlib.contextmanager
+    def _change(self, name: str) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._changing)
+            self._changing.add(name)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._changing.discard(name)
+                self._changed.notify_all()
 
     def _found(self, name: str) -> Entry | None:
         """A model as it lies on disk now, in the first of the paths that holds it."""
@@ -299,8 +313,9 @@ class Catalog:
         return None
 
     def _replace(self, entry: Entry) -> None:
-        before = self._entries.get(entry.name)
-        self._entries = {**self._entries, entry.name: entry}
+        with self._changed:
+            before = self._entries.get(entry.name)
+            self._entries = {**self._entries, entry.name: entry}
         stay = {model.identity for model in entry.loaded()}
         for model in before.loaded() if before else ():
             if model.identity not in stay:

@@ -65,10 +65,9 @@ class PlanCache:
         variants_share: int = VARIANTS_SHARE,
     ) -> None:
         self.budget_bytes = budget_bytes
-        self._kept: LRUCache[Hashable, Session] = LRUCache(max(budget_bytes, 1), _bytes_of)
-        self._variants: LRUCache[Hashable, Session] = LRUCache(
-            max(budget_bytes // variants_share, 1), _bytes_of
-        )
+        for_variants = budget_bytes // variants_share
+        self._kept: LRUCache[Hashable, Session] = LRUCache(max(budget_bytes - for_variants, 1), _bytes_of)
+        self._variants: LRUCache[Hashable, Session] = LRUCache(max(for_variants, 1), _bytes_of)
         self._building: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
         self._background = background or ThreadPoolExecutor(1, "fuse", _give_way)

@@ -222,6 +222,35 @@ def test_an_unloaded_model_serves_nothing_until_it_is_loaded(tmp_path: Path) -> 
     assert catalog.get("m", "1").identity.name == "m"
 
 
+def test_a_model_is_unloaded_while_another_loads_and_changes_of_one_follow_each_other(tmp_path: Path) -> None:
+    put(tmp_path, "slow", small_cnn())
+    put(tmp_path, "quick", small_cnn())
+    begun, may_end = threading.Event(), threading.Event()
+
+    def held(name: str, *given: object) -> LoadedModel:
+        if name == "slow":
+            begun.set()
+            assert may_end.wait(60)
+        return load_model(name, *given)
+
+    catalog = Catalog([tmp_path], held)
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            first = pool.submit(catalog.load, "slow")
+            assert begun.wait(60)
+            pool.submit(catalog.unload, "quick").result(60)
+            later = pool.submit(catalog.unload, "slow")
+            with pytest.raises(TimeoutError):
+                later.result(0.2)
+        finally:
+            may_end.set()
+        assert first.result(60).identity.name == "slow"
+        later.result(60)
+    assert {n: e.summary().state for n, e in catalog.entries.items()} == dict.fromkeys(
+        ("slow", "quick"), "unloaded"
+    )
+
+
 def test_unloading_frees_what_is_compiled_of_that_model_alone(tmp_path: Path) -> None:
     for name in ("one", "two"):
         put(tmp_path, name, small_cnn())

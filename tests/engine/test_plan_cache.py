@@ -36,7 +36,7 @@ def test_many_who_ask_at_once_build_once() -> None:
 
 
 def test_the_least_recently_used_leaves_first() -> None:
-    cache, built = PlanCache(20), []
+    cache, built = PlanCache(22), []
 
     def ask(key: str) -> None:
         cache.get(key, lambda: built.append(key) or Compiled(10))
@@ -56,11 +56,11 @@ def test_the_budget_holds() -> None:
 @pytest.mark.parametrize("share", [2, 4])
 def test_variants_hold_no_more_than_their_share_and_push_out_no_segment(share: int) -> None:
     cache = PlanCache(160, variants_share=share)
-    cache.get("segment", lambda: Compiled(100))
     for key in range(100):
-        cache.get(key, lambda: Compiled(10), "variant")
+        cache.get(("segment", key), lambda: Compiled(10))
+        cache.get(("variant", key), lambda: Compiled(10), "variant")
     kept = cache.figures()
-    assert (kept["variant"].bytes, kept["segment"].count) == (160 // share, 1)
+    assert (kept["variant"].bytes, kept["segment"].bytes) == (160 // share, 160 - 160 // share)
 
 
 def test_one_larger_than_the_budget_is_used_and_not_kept() -> None:
