@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from cachetools import LRUCache
 from cachetools.keys import hashkey
 
+from service.engine.decisions import decided_together
 from service.engine.device import Device
 from service.engine.graph import Graph
 from service.engine.nodes import Network
@@ -51,6 +52,7 @@ class Execution:
         self, graph: Graph, network: Network, runtime: Runtime, plans: PlanCache, owner: Hashable
     ) -> None:
         self._graph = graph
+        self._network = network
         self._tensors = network.tensors
         self._runtime = runtime
         self.device = Device(runtime)
@@ -153,11 +155,14 @@ class Execution:
         """Whether a batch gives bit for bit what its images give alone, without optimisation.
 
         Found out on two examples, alone and as one batch, once a step and image shape: a reshape with
-        a constant batch of 1 fails or mixes images.
+        a constant batch of 1 fails or mixes images. Where images may decide for each other, examples
+        tell nothing.
 
         Raises:
             Stopped: `stop` was set meanwhile.
         """
+        if not self._decided.isdisjoint(layers):
+            return False
         checks = [_Check(s, frozenset(layers).intersection(s.makes)) for s in self._choice(layers).plan.steps]
         with self._lock:
             known = [self._separable.get((check, image_shape)) for check in checks]
@@ -177,6 +182,10 @@ class Execution:
             alone = [{**values, **more} for values, more in zip(alone, made, strict=True)]
             pair = {**pair, **together}
         return True
+
+    @cached_property
+    def _decided(self) -> frozenset[str]:
+        return decided_together(self._network, self._graph.branching)
 
     def _tried(
         self, step: Step, alone: Sequence[Values], pair: Values, stop: Stop | None
@@ -244,7 +253,7 @@ def _batch_equals_singles(check: _Check, alone: Sequence[Values], together: Valu
     if not all(_is_map(together[name]) for name in check.asked):
         return False  # One index an image can be equal by chance.
     return all(
-        np.array_equal(together[name], np.concatenate([made[name] for made in alone]), equal_nan=True)
+        _same(together[name], np.concatenate([made[name] for made in alone]))
         for name in check.step.makes
         if _is_map(together[name])
     )
@@ -255,6 +264,11 @@ def _joined(alone: Sequence[Array], together: Array) -> Array:
     return np.concatenate(alone) if _is_map(together) else together
 
 
+def _same(together: Array, alone: Array) -> bool:
+    """numpy looks for NaN in numbers only."""
+    return np.array_equal(together, alone, equal_nan=together.dtype.kind == "f")
+
+
 def _is_map(value: Array) -> bool:
-    """Not a shape or an index, which travel beside the maps."""
-    return value.ndim > 1 or value.dtype.kind == "f"
+    """Not a number, a shape or an index, which travel beside the maps."""
+    return value.ndim > 1 or (value.ndim == 1 and value.dtype.kind == "f")

@@ -40,14 +40,14 @@ def check_extent(proto: ModelProto, limits: ModelLimits) -> None:
                 f"the graph uses an operator that onnxruntime does not have: {node.op_type[:100]!r} of the "
                 f"domain {node.domain[:100]!r}; libraries of operators are not loaded"
             )
-    _check_tensors((*all_tensors(proto), *_dense(proto.graph)), limits)
+    _check_tensors((*all_tensors(proto), *dense(proto.graph)), limits)
 
 
 def all_tensors(proto: ModelProto) -> Iterable[TensorProto]:
     """Every stored tensor, those in attributes, subgraphs and functions included."""
     yield from _tensors_of(proto.graph)
     for function in proto.functions:
-        yield from _tensors_in(function.node)
+        yield from tensors_in(function.node)
 
 
 def _check_tensors(tensors: Iterable[TensorProto], limits: ModelLimits) -> None:
@@ -66,7 +66,7 @@ def _check_tensors(tensors: Iterable[TensorProto], limits: ModelLimits) -> None:
             )
 
 
-def _dense(graph: GraphProto) -> Iterable[TensorProto]:
+def dense(graph: GraphProto) -> Iterable[TensorProto]:
     """The runtime makes dense tensors of sparse ones, so what counts is their whole shape."""
     for sparse in graph.sparse_initializer:
         yield TensorProto(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
@@ -76,10 +76,11 @@ def _tensors_of(graph: GraphProto) -> Iterable[TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    yield from _tensors_in(graph.node)
+    yield from tensors_in(graph.node)
 
 
-def _tensors_in(nodes: Iterable[NodeProto]) -> Iterable[TensorProto]:
+def tensors_in(nodes: Iterable[NodeProto]) -> Iterable[TensorProto]:
+    """The tensors that nodes hold in their attributes, subgraphs included."""
     for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from service.engine.extent import MODEL_LIMITS, ModelLimits
+from service.engine.extent import MODEL_LIMITS, ModelLimits, dense, tensors_in
 from service.engine.nodes import Network
 from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.protos import (
@@ -19,6 +19,7 @@ from service.engine.protos import (
     named,
     small_constants,
     spec_of,
+    subgraphs,
     tensor_bytes,
     values_of,
 )
@@ -44,6 +45,10 @@ class Graph:
         self._sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
         self._makers = {made: i for i, node in enumerate(self.nodes) for made in node.makes}
         self._constants = small_constants(graph)
+        self._held = _held_by_name(graph)
+        self._inside = _held_inside(file.proto)
+        # The indices of nodes that hold subgraphs, or call functions that do.
+        self.branching = frozenset(_branching(file.proto))
 
     def stored(self, name: str) -> Array | None:
         """The values of an initializer or of a Constant node, read-only; large ones are read anew.
@@ -60,9 +65,10 @@ class Graph:
         return values_of(self._whole(name), self.folder) if name in self._initializers else None
 
     def weight_bytes(self, nodes: Iterable[int]) -> int:
-        """Bytes of the initializers that these nodes read, as stored."""
-        reads = {name for i in nodes for name in self.nodes[i].reads if name in self._initializers}
-        return sum(tensor_bytes(self._initializers[name]) for name in reads)
+        """Bytes of the weights that these nodes read, as stored, or hold in subgraphs and functions."""
+        chosen = tuple(nodes)
+        reads = {name for i in chosen for name in self.nodes[i].reads if name in self._held}
+        return sum(self._held[name] for name in reads) + sum(self._inside.get(i, 0) for i in chosen)
 
     def network(self, shapes: Mapping[str, Sequence[int]]) -> Network:
         """Describe the graph with its inputs at these shapes, as far as ONNX's inference knows."""
@@ -144,9 +150,56 @@ class Graph:
             else:
                 spec = onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
                 model.graph.input.append(spec)
+        for tensor in dense(self._proto.graph):
+            spec = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            model.graph.input.append(spec)
         for output in self._proto.graph.output:
             model.graph.output.append(ValueInfoProto(name=output.name))
         return model
+
+
+def _held_by_name(graph: GraphProto) -> Mapping[str, int]:
+    """Bytes of what is stored under a name: initializers, sparse ones as they are run, and constants."""
+    held = {tensor.name: tensor_bytes(tensor) for tensor in (*graph.initializer, *dense(graph))}
+    constants = (node for node in graph.node if node.op_type == "Constant")
+    return held | {name: _bytes_in([node]) for node in constants for name in node.output}
+
+
+def _held_inside(proto: ModelProto) -> Mapping[int, int]:
+    """Bytes of what nodes hold themselves, by their index: in subgraphs, and in the functions they call."""
+    functions = {(f.domain, f.name): _bytes_in(f.node) for f in proto.functions}
+    inside = {
+        i: _bytes_in([node]) + functions.get((node.domain, node.op_type), 0)
+        for i, node in enumerate(proto.graph.node)
+        if node.op_type != "Constant"
+    }
+    return {i: size for i, size in inside.items() if size}
+
+
+def _branching(proto: ModelProto) -> Iterable[int]:
+    callers: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    found = set()
+    for function in proto.functions:
+        name = function.domain, function.name
+        for node in function.node:
+            callers.setdefault((node.domain, node.op_type), set()).add(name)
+            if _holds_graphs(node):
+                found.add(name)
+    waiting = list(found)
+    while waiting:
+        new = callers.get(waiting.pop(), set()) - found
+        found |= new
+        waiting += new
+    nodes = enumerate(proto.graph.node)
+    return (i for i, node in nodes if _holds_graphs(node) or (node.domain, node.op_type) in found)
+
+
+def _holds_graphs(node: NodeProto) -> bool:
+    return any(True for attribute in node.attribute for _ in subgraphs(attribute))
+
+
+def _bytes_in(nodes: Iterable[NodeProto]) -> int:
+    return sum(map(tensor_bytes, tensors_in(nodes)))
 
 
 def read(path: Path, limits: ModelLimits = MODEL_LIMITS, digest: str | None = None) -> Graph:

@@ -269,7 +269,8 @@ class LoadedModel:
         Raises:
             ModelFailed: the model does not run, or has none of these layers.
         """
-        outputs = tuple(name for name in self.outputs if name in self.layers().by_name)
+        known = self.layers().by_name
+        outputs = _computed(known[name] for name in self.outputs if name in known)
         if self.image_input is None:
             self._execution.compile(outputs)
             return

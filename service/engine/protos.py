@@ -49,6 +49,7 @@ def _captured(node: NodeProto) -> set[str]:
     for attribute in node.attribute:
         for inner in subgraphs(attribute):
             made = {value.name for value in inner.input} | {t.name for t in inner.initializer}
+            made |= {t.values.name for t in inner.sparse_initializer}
             made |= {name for child in inner.node for name in child.output}
             reads = {name for child in inner.node for name in child.input if name}
             reads |= {name for child in inner.node for name in _captured(child)}

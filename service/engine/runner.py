@@ -161,7 +161,8 @@ class Session:
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                # `ascontiguousarray` would make a vector of a scalar.
+                binding.bind_cpu_input(name, np.asarray(value, order="C"))
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in self._outputs:

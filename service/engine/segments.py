@@ -76,6 +76,8 @@ class Segments:
                     reads.add(name)
                 elif name in self._makers:
                     waiting.append(self._makers[name])
+        # What a node makes beside what is wanted of it (Split) is there, known or not.
+        reads = {name for name in reads if self._makers.get(name) not in seen}
         return Step(self._ordered(reads), self._ordered(makes))
 
     def _is_given(self, name: str, first: int, known: Container[str]) -> bool:
