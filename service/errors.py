@@ -180,4 +180,10 @@ class DeadlineExceeded(CapacityError):
 
 
 class ModelFailed(ModelError):
+    """`at_run`: one that is loaded did not run; on other shapes than it serves that is the caller's doing."""
+
     code, title = "model-failed", "The model does not load or does not run"
+
+    def __init__(self, detail: str, *, at_run: bool = False) -> None:
+        super().__init__(detail)
+        self.at_run = at_run

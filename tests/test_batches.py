@@ -14,7 +14,7 @@ import pytest
 
 from service.app import make_pipeline
 from service.engine.runner import Session
-from service.errors import ModelFailed
+from service.errors import ModelFailed, ShapeMismatch
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Array, Job, Payload
@@ -112,7 +112,7 @@ def test_one_that_fails_harms_none_of_the_others(pipeline: Pipeline, monkeypatch
 
     def poisoned(self: Session, feeds: dict[str, Array], *given: Any, **named: Any) -> object:
         if any((value == 7).any() for value in feeds.values()):
-            raise ModelFailed("the network did not run on this input")
+            raise ModelFailed("the network did not run on this input", at_run=True)
         return run(self, feeds, *given, **named)
 
     images = tensors(6, 3, 32, 32)
@@ -233,22 +233,23 @@ def test_who_leaves_does_not_put_those_beside_it_behind_another_model(pipeline: 
     asyncio.run(asyncio.wait_for(ask(), 20))
 
 
+@pytest.mark.parametrize(("side", "error"), [(32, ModelFailed), (40, ShapeMismatch)])
 def test_a_failed_request_holds_its_tensor_no_longer_than_its_caller_does(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, side: int, error: type[Exception]
 ) -> None:
     """Without a garbage collection, which may come late."""
     held = []
 
     def failing(self: Session, feeds: dict[str, Array], *given: Any, **named: Any) -> object:
         held.extend(weakref.ref(value) for value in feeds.values())
-        raise ModelFailed("the network did not run on this input")
+        raise ModelFailed("the network did not run on this input", at_run=True)
 
-    answered(pipeline, jobs("small", ["stem/relu"], tensors(1, 3, 32, 32)))
+    answered(pipeline, jobs("small", ["stem/relu"], tensors(1, 3, side, side)))
     monkeypatch.setattr(Session, "run", failing)
     gc.disable()
     try:
-        for image in tensors(3, 3, 32, 32):
-            assert isinstance(answered(pipeline, jobs("small", ["stem/relu"], [image]))[0], ModelFailed)
+        for image in tensors(3, 3, side, side):
+            assert isinstance(answered(pipeline, jobs("small", ["stem/relu"], [image]))[0], error)
         assert held
         # The caller may be told before the thread that failed has let go.
         end = time.monotonic() + 10

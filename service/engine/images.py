@@ -1,6 +1,6 @@
 """Running a network on images: one by one, or on a device in batches where these give the same."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +9,7 @@ import numpy as np
 from service.engine.batching import Asked, run_together
 from service.engine.execution import Examples, Execution
 from service.engine.runner import Stop
-from service.values import Array
+from service.values import Array, TensorSpec
 
 Maps = Mapping[str, Array]
 
@@ -32,7 +32,9 @@ class Images:
             Stopped: `stop` was set meanwhile.
         """
         most = 1
-        if asked.images > 1 and self._device.is_apart and self.is_separable(asked, stop):
+        # What is told apart by rows was not tried on examples.
+        may_share = asked.images > 1 and self._device.is_apart and not asked.rows
+        if may_share and self.is_separable(asked, stop):
             most = self._device.batch_images(asked.tensor.shape)
         if asked.images <= most:
             return self._run_piece(asked, stop)
@@ -63,5 +65,12 @@ class Images:
 
 def _cut(asked: Asked, start: int, images: int) -> Asked:
     """Some of a request's images."""
-    tensor = asked.tensor[start : start + images]
-    return replace(asked, values={**asked.values, asked.carrier: tensor}, images=len(tensor), found={})
+    end = start + images
+    some = {name: asked.values[name][start:end] for name in {asked.carrier, *asked.rows}}
+    return replace(asked, values={**asked.values, **some}, images=len(some[asked.carrier]), found={})
+
+
+def one_a_row(inputs: Iterable[TensorSpec], others: Mapping[str, Array], images: int) -> frozenset[str]:
+    """Those further inputs that hold a row for each of several images: of a free first side, and so long."""
+    free = {spec.name for spec in inputs if spec.shape and spec.shape[0] is None}
+    return frozenset(n for n, value in others.items() if images > 1 and n in free and len(value) == images)

@@ -1,13 +1,11 @@
 """One model in memory: its layers, its recipe, and running just what some layers need."""
 
-import threading
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from cachetools import LRUCache, cached
 
 from service.engine import manifest as manifests
 from service.engine.batching import Asked, check_batch, run_together, without_batch
@@ -15,15 +13,20 @@ from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
 from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
-from service.engine.images import Images
+from service.engine.images import Images, one_a_row
 from service.engine.layers.axes import input_layout
-from service.engine.layers.listing import input_layer_row, list_layers
 from service.engine.manifest import Manifest
-from service.engine.nodes import Network
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop
 from service.engine.selection import LayerTable
-from service.errors import InvalidParameter, ModelFailed, ModelNeedsConstants, RequestError, ServiceError
+from service.engine.tables import Shapes, Tables, describe
+from service.errors import (
+    InvalidParameter,
+    ModelFailed,
+    ModelNeedsConstants,
+    RequestError,
+    ServiceError,
+)
 from service.values import (
     NO_REDUCTION,
     Array,
@@ -37,10 +40,7 @@ from service.values import (
     TensorSpec,
 )
 
-# Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
-TABLES_KEPT = 16
 Outcome = dict[str, Array] | Exception
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class LoadedModel:
@@ -67,13 +67,9 @@ class LoadedModel:
         self.recipe = manifests.preprocessing(manifest, self.image_input) if self.image_input else None
         recipe_digest = manifests.digest(self.recipe, manifest)
         self.identity = Identity(name, version, graph.digest, recipe_digest)
-        self._served_shapes = self._input_shapes(self.recipe.size if self.recipe else None)
-        self._network = self._described(self._served_shapes)
-        self._served_table = self._table(self._network)
-        # With a condition a table is made once for all who ask for it, and nobody waits for other tables.
-        kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
-        self._other_table = cached(kept, condition=threading.Condition())(self._table_at)
-        self._execution = Execution(graph, self._network, runtime, plans, self.identity)
+        served = self._input_shapes(self.recipe.size if self.recipe else None)
+        self._tables = Tables(graph, runtime, self.image_input, served)
+        self._execution = Execution(graph, self._tables.network, runtime, plans, self.identity)
         self._device = self._execution.device
         self._images = Images(self._execution, self._examples)
 
@@ -106,9 +102,7 @@ class LoadedModel:
     @cached_property
     def output_specs(self) -> tuple[TensorSpec, ...]:
         """The declared outputs that are tensors; None stands for an axis that the inputs decide."""
-        table, inferred = self.layers(), self._graph.network({}).tensors
-        told = {n: (self._graph.declared[n], inferred.get(n)) for n in table.outputs}
-        return tuple(_output_spec(table.by_name[name], specs) for name, specs in told.items())
+        return self._tables.output_specs()
 
     def image_spec(self) -> TensorSpec:
         """The input that takes the photograph.
@@ -139,17 +133,32 @@ class LoadedModel:
             )
         return manifests.at_size(self.recipe, size)
 
-    def layers(self, size: tuple[int, int] | None = None) -> LayerTable:
-        """Every layer for one image of `size` (H, W), the served size without it."""
+    def layers(
+        self, size: tuple[int, int] | None = None, others: Mapping[str, Array] | None = None, images: int = 1
+    ) -> LayerTable:
+        """Every layer for one image of `size` (H, W), the served size without it.
+
+        `others` are the values of further inputs that come with `images` images, as for `run`.
+
+        Raises:
+            InvalidParameter: the graph fixes another size.
+            ShapeMismatch: the model does not run at that size, or with these.
+        """
         if self.image_input is not None:
             size = self.recipe_at(size).size
-        if self.recipe is None or size == self.recipe.size:
-            return self._served_table
-        return self._kept_table(self._input_shapes(size))
+        if not others and (self.recipe is None or size == self.recipe.size):
+            return self._tables.served
+        rows = one_a_row(self.inputs, others or {}, images)
+        more = {n: (1, *v.shape[1:]) if n in rows else v.shape for n, v in (others or {}).items()}
+        return self._tables.at({**self._input_shapes(size), **more})
 
     def layers_for(self, shapes: Shapes) -> LayerTable:
-        """Every layer for inputs of these shapes, of a model that takes no images."""
-        return self._kept_table({**self._input_shapes(None), **shapes})
+        """Every layer for inputs of these shapes, of a model that takes no images.
+
+        Raises:
+            ShapeMismatch: the model does not run on these.
+        """
+        return self._tables.at({**self._input_shapes(None), **shapes})
 
     def run(
         self,
@@ -163,21 +172,28 @@ class LoadedModel:
 
         Several images run one by one, on a device in batches where that was found to give what single
         runs give; their maps lie along the batch axis. `others` are further inputs' values, before the
-        manifest's constants; `parts` are what `parts_of` gave. A model that takes no images runs once, on
+        manifest's constants: one whose first side is free and that holds as many rows as there are images
+        has a row for each. `parts` are what `parts_of` gave. A model that takes no images runs once, on
         tensors as they are.
 
         Raises:
-            ShapeMismatch: several images, and a layer without a batch axis.
+            ShapeMismatch: several images, and a layer without a batch axis; or the runtime could not, on
+                shapes that are not those that the model was loaded with.
             ModelFailed: the runtime could not.
             Stopped: `stop` was set meanwhile.
         """
         names, feeds = _computed(layers), {**self._feeds(tensor), **(others or {})}
         values = {self.first_input: tensor}
-        if self.image_input is None:
-            values |= self._execution.run(feeds, names, stop=stop)
-        elif names:
-            check_batch(len(tensor), layers)
-            values |= self._images.run(self._asked(feeds, layers, parts or {}), stop)
+        try:
+            if self.image_input is None:
+                values |= self._execution.run(feeds, names, stop=stop)
+            elif names:
+                check_batch(len(tensor), layers)
+                rows = one_a_row(self.inputs, others or {}, len(tensor))
+                values |= self._images.run(self._asked(feeds, layers, parts or {}, rows), stop)
+        except ModelFailed as error:
+            self._tables.blame(error, feeds)
+            raise
         return {layer.name: values[layer.name] for layer in layers}
 
     def parts_of(self, layers: Sequence[Layer], reduction_of: Callable[[str], Reduction]) -> Parts:
@@ -212,6 +228,8 @@ class LoadedModel:
         ]
 
     def _shared_outcome(self, asked: Asked, layers: Sequence[Layer]) -> Outcome:
+        if isinstance(asked.error, ModelFailed):
+            return self._tables.told(asked.error, asked.values)
         found = {asked.carrier: asked.tensor, **asked.found}
         return asked.error or {layer.name: found[layer.name] for layer in layers}
 
@@ -221,9 +239,15 @@ class LoadedModel:
         except ServiceError as error:
             return error
 
-    def _asked(self, feeds: Mapping[str, Array], layers: Sequence[Layer], parts: Parts) -> Asked:
+    def _asked(
+        self,
+        feeds: Mapping[str, Array],
+        layers: Sequence[Layer],
+        parts: Parts,
+        rows: frozenset[str] = frozenset(),
+    ) -> Asked:
         computed = [layer for layer in layers if layer.index >= 0]
-        return Asked(feeds, self.first_input, computed, len(feeds[self.first_input]), parts)
+        return Asked(feeds, self.first_input, computed, len(feeds[self.first_input]), parts, rows)
 
     def plan(self, layers: Sequence[Layer], known: Container[str] = ()) -> Plan:
         """The steps that compute these layers for one image from what is known already, if anything is."""
@@ -235,9 +259,14 @@ class LoadedModel:
         """Compute what one step of a plan makes for one image.
 
         Raises:
-            ModelFailed, Stopped
+            ModelFailed, ShapeMismatch, Stopped: as `run`.
         """
-        return self._execution.run_step(step, {**values, **self._feeds(tensor)}, stop=stop)
+        feeds = self._feeds(tensor)
+        try:
+            return self._execution.run_step(step, {**values, **feeds}, stop=stop)
+        except ModelFailed as error:
+            self._tables.blame(error, feeds)
+            raise
 
     def class_weights(self, layer: str, target: int) -> Array:
         """How much each channel of a layer counts for a class (Zhou et al. 2016): (C,) float32.
@@ -246,7 +275,7 @@ class LoadedModel:
             NotDrawable: the network does not end in a pooling and one linear layer, or pools another layer.
             InvalidParameter: there is no such class.
         """
-        return class_weights(find_head(self._graph, self._network, layer), layer, target)
+        return class_weights(find_head(self._graph, self._tables.network, layer), layer, target)
 
     def filters(self, layer: str) -> Filters:
         """The weights of the convolution that made a layer.
@@ -254,7 +283,7 @@ class LoadedModel:
         Raises:
             NoFilters: no convolution made it.
         """
-        return find_filters(self._graph, self._network, layer)
+        return find_filters(self._graph, self._tables.network, layer)
 
     def total_macs(self, table: LayerTable, layers: Sequence[Layer]) -> int | None:
         """Multiply-accumulates of everything that these layers of a table need, each node once."""
@@ -317,7 +346,7 @@ class LoadedModel:
                 None,
                 f"this file fixes its batch to {spec.shape[0]}: export it with one or with any; or use /v2",
             )
-        layout = input_layout(self._described(self._input_shapes(None)), spec.name)
+        layout = input_layout(describe(self._graph, self._runtime, self._input_shapes(None)), spec.name)
         if layout not in ("NCHW", "NHWC"):
             return None, f"the channel axis of the input {spec.name!r} is not known; use /v2"
         return replace(spec, layout=layout), ""
@@ -331,29 +360,6 @@ class LoadedModel:
             nchw = self.image_input.layout == "NCHW"
             shapes[self.image_input.name] = (1, channels, *size) if nchw else (1, *size, channels)
         return shapes
-
-    def _described(self, shapes: Mapping[str, Sequence[int]]) -> Network:
-        """What ONNX's inference leaves open the runtime's own fills in."""
-        network = self._graph.network(shapes)
-        unknown = [n for node in network.nodes for n in node.makes if _incomplete(network.tensors.get(n))]
-        if not unknown:
-            return network
-        known = self._runtime.specs(self._graph.exposed(shapes), self._graph.folder)
-        better = {n: known[n] for n in unknown if n in known}
-        return replace(network, tensors={**network.tensors, **better})
-
-    def _kept_table(self, shapes: Shapes) -> LayerTable:
-        """The served size's for good, of others those that were asked for last."""
-        if shapes == self._served_shapes:
-            return self._served_table
-        return self._other_table(*sorted(shapes.items()))
-
-    def _table_at(self, *shapes: tuple[str, tuple[int, ...]]) -> LayerTable:
-        return self._table(self._described(dict(shapes)))
-
-    def _table(self, network: Network) -> LayerTable:
-        inputs = [input_layer_row(self.image_input, network)] if self.image_input else []
-        return LayerTable(list_layers(network), self._graph.outputs, inputs)
 
 
 def load(
@@ -379,18 +385,6 @@ def load(
 def _computed(layers: Iterable[Layer]) -> tuple[str, ...]:
     """The names of all but the input, which is there already."""
     return tuple(layer.name for layer in layers if layer.index >= 0)
-
-
-def _incomplete(spec: TensorSpec | None) -> bool:
-    return spec is None or spec.shape is None or None in spec.shape
-
-
-def _output_spec(layer: Layer, known: Iterable[TensorSpec | None]) -> TensorSpec:
-    """Of the first that knows the axes; else only the rank is told, as far as the table knows it."""
-    for spec in known:
-        if spec is not None and spec.shape is not None:
-            return replace(spec, dtype=layer.dtype)
-    return TensorSpec(layer.name, layer.dtype, (None,) * len(layer.shape) if layer.shape else None)
 
 
 def _sides(spec: TensorSpec) -> tuple[int | None, int | None]:

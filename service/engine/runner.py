@@ -145,7 +145,7 @@ class Session:
         except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
             if stop and stop.is_set:
                 raise Stopped from error
-            raise ModelFailed("the network did not run on this input") from error
+            raise ModelFailed("the network did not run on this input", at_run=True) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def _run_values(self, feeds: Mapping[str, Value], options: Any) -> Sequence[Value]:

@@ -32,7 +32,7 @@ class LayerTable:
     @cached_property
     def largest_bytes(self) -> int:
         """Bytes of one image's largest map, of those whose shape is known."""
-        return max((layer.bytes_per_image or 0 for layer in self.layers), default=0)
+        return max(map(held_bytes, self.layers), default=0)
 
     def select(self, words: Iterable[str]) -> tuple[Layer, ...]:
         """The layers that the words mean, each once, in graph order.
@@ -175,3 +175,9 @@ def _number(text: str, example: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
         raise InvalidParameter(f"{text!r} is not a whole number; write {example}", parameter="layers")
     return int(text)
+
+
+def held_bytes(layer: Layer) -> int:
+    """Of a layer's map as it is described, with all rows of a batch; 0 where that is unknown."""
+    rows = layer.shape[0] if layer.batch_axis == 0 and layer.shape else 1
+    return (rows or 0) * (layer.bytes_per_image or 0)

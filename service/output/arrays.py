@@ -16,6 +16,8 @@ from service.errors import AnswerTooLarge, NameNotStorable, NonFinite, NotCombin
 from service.values import Array, Chunk, Compress
 
 METADATA_MEMBER = "__metadata__"
+# A zip's names have lengths of two bytes; a refusal says the beginning of one.
+LONGEST_MEMBER, LONGEST_SAID = 0xFFFF, 1024
 # A fixed time, the earliest that a zip can hold: the same maps give the same bytes.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 # Level 1 costs a third of numpy's 6 and loses few per cent of the gain.
@@ -40,10 +42,12 @@ class Npz:
         """
         for name in layers:
             unsafe = "\\" in name or "\0" in name or ".." in name.split("/")
+            unsafe = unsafe or len(f"{name}.npy".encode()) > LONGEST_MEMBER
             # numpy takes the ending off a member's name and then finds one name in two ways.
             if unsafe or name == METADATA_MEMBER or name.endswith(".npy"):
                 raise NameNotStorable(
-                    f"npz cannot carry the layer name {name!r} safely: ask for format=safetensors",
+                    f"npz cannot carry the layer name {name[:LONGEST_SAID]!r} safely: ask for "
+                    "format=safetensors",
                     layer=name,
                 )
 

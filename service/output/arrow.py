@@ -63,4 +63,10 @@ def _column(pa: Any, values: Array, images: int) -> Any:
     if values.ndim > 1 and len(values) != images:
         shape = (1, *values.shape)
     numbers = values.astype(np.uint8) if values.dtype == bool else np.ascontiguousarray(values)
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(numbers.reshape(shape))
+    tensors = numbers.reshape(shape)
+    if tensors.size:
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(tensors)
+    # pyarrow makes tensors without values of nothing but lists.
+    kind = pa.from_numpy_dtype(tensors.dtype)
+    lists = pa.array([[]] * len(tensors), pa.list_(kind, 0))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(kind, tensors.shape[1:]), lists)

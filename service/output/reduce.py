@@ -22,7 +22,8 @@ def check(layer: Layer, reduction: Reduction) -> None:
 
     Raises:
         InvalidParameter: the layer holds no numbers, or has no such channel.
-        NotCombinable: grid together with pool, or a layer without what a reduction needs.
+        NotCombinable: grid together with pool, or a layer without what a reduction needs: channels,
+            rows and columns, any cells at all.
     """
     if not is_numeric(layer.dtype):
         raise InvalidParameter(
@@ -38,6 +39,8 @@ def check(layer: Layer, reduction: Reduction) -> None:
         )
     if reduction.channels:
         _check_channels(layer, reduction.channels)
+    if layer.has_space and layer.shape is not None:
+        _check_cells(layer, reduction, layer.shape)
 
 
 def apply(
@@ -51,6 +54,7 @@ def apply(
 
     Raises:
         OutOfRange: the dtype cannot carry a value.
+        NotCombinable: a layer whose shape was not known before it ran has no cells.
     """
     layer, values = feature_map.layer, feature_map.values
     left, arrays = _left(reduction, feature_map.done), dict[str, Array]()
@@ -61,6 +65,7 @@ def apply(
     if left.region:
         values = _cut(layer, values, windows)
     if layer.has_space:
+        _check_cells(layer, left, values.shape)
         values = _pooled(values, left, layer.spatial_axes)
     pooled = layer.has_space and reduction.pool != "none"
     if reduction.dtype != "uint8":
@@ -190,10 +195,27 @@ def _averaged(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     return dtype if dtype.kind == "f" else np.dtype(np.float32)
 
 
+def _check_cells(layer: Layer, reduction: Reduction, shape: Sequence[int | None]) -> None:
+    top = reduction.channels is not None and reduction.channels.top
+    looks = reduction.pool != "none" or reduction.grid or top
+    if looks and 0 in [shape[axis] for axis in layer.spatial_axes]:
+        raise NotCombinable(
+            f"layer {layer.name!r} has no cells at this size of the input, so there is nothing to pool or "
+            "to rank by",
+            layer=layer.name,
+        )
+
+
 def _check_channels(layer: Layer, channels: Channels) -> None:
     if layer.channel_axis is None or layer.channels is None:
         raise NotCombinable(
             f"the channels of layer {layer.name!r} are not known, so none can be chosen", layer=layer.name
+        )
+    if channels.top and layer.batch_axis != 0:
+        raise NotCombinable(
+            f"channels=top ranks the channels of each image, and the axis of the images is not known of "
+            f"layer {layer.name!r}: choose channels by their numbers",
+            layer=layer.name,
         )
     most = channels.top or max(channels.indices) + 1
     if most > layer.channels:

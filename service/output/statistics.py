@@ -48,9 +48,9 @@ def describe(feature_map: FeatureMap) -> Mapping[str, Any]:
     """Minimum, maximum, mean and standard deviation over finite values, and what is not finite.
 
     All images of the request count together. `sparsity` is the share of zeros; `dead_channels` are
-    zero everywhere; `channel_means` are over finite values, None where a channel has none. Where no
-    value is finite, or the layer has no values, the numbers are None. Sums are in float64, a few
-    mebibytes of the map at a time.
+    zero everywhere, which one without values is not; `channel_means` are over finite values, None where
+    a channel has none. Where no value is finite, or the layer has no values, the numbers are None. Sums
+    are in float64, a few mebibytes of the map at a time.
     """
     layer, values = feature_map.layer, feature_map.values
     each = _by_row(np.moveaxis(np.atleast_1d(values), layer.channel_axis or 0, 0))
@@ -67,9 +67,14 @@ def describe(feature_map: FeatureMap) -> Mapping[str, Any]:
         "std": float(np.sqrt(every.squares / every.finite).item()) if some else None,
         "non_finite": values.size - int(every.finite.item()),
         "sparsity": every.zeros.item() / values.size if values.size else None,
-        "dead_channels": np.flatnonzero(each.zeros == each.size).tolist() if has_channels else None,
+        "dead_channels": _dead(each) if has_channels else None,
         "channel_means": _means(each) if has_channels else None,
     }
+
+
+def _dead(channels: _Moments) -> list[int]:
+    dead: list[int] = np.flatnonzero((channels.zeros == channels.size) & (channels.size > 0)).tolist()
+    return dead
 
 
 def _means(channels: _Moments) -> list[float | None]:

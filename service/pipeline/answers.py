@@ -2,12 +2,13 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from service import __version__
-from service.errors import AnswerTooLarge
+from service.errors import AnswerTooLarge, NotCombinable
 from service.output import arrays, reduce
 from service.output.quantise import error_bound
 from service.output.table import ArrayFormat
@@ -105,6 +106,7 @@ def check_reduced(
     """
     for layer in layers:
         reduce.check(layer, reduction)
+    check_distinct(names_of_arrays(layers, reduction))
     if reduction.region is not None and not windows:
         return
     total = sum(size_of(layer, reduction, images, window_of(layer, windows)) for layer in layers)
@@ -121,6 +123,19 @@ def names_of_arrays(layers: Sequence[Layer], reduction: Reduction) -> list[str]:
     if reduction.dtype == "uint8":
         beside += ["#scale", "#zero_point"]
     return [layer.name + suffix for layer in layers for suffix in ("", *beside)]
+
+
+def check_distinct(names: Sequence[str]) -> None:
+    """Refuse a layer that is called as what stands beside another.
+
+    Raises:
+        NotCombinable
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise NotCombinable(
+                f"two arrays would be called {name[:1024]!r}: ask for these layers one by one"
+            )
 
 
 def check_working(

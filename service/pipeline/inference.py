@@ -13,7 +13,16 @@ from service.intake.tensors import check_fits, read_binary
 from service.output import reduce
 from service.output.classes import RANKING_BYTES, classify
 from service.output.tensors import Named, check_json, datatype_of, encode
-from service.pipeline.answers import Encoded, check_worked_on, check_working, least_text, too_large, window_of
+from service.pipeline.answers import (
+    Encoded,
+    check_distinct,
+    check_worked_on,
+    check_working,
+    least_text,
+    names_of_arrays,
+    too_large,
+    window_of,
+)
 from service.pipeline.prepare import (
     Check,
     Ready,
@@ -31,6 +40,7 @@ from service.values import (
     DATATYPE_OF,
     NO_REDUCTION,
     Array,
+    Channels,
     FeatureMap,
     Inference,
     Job,
@@ -68,7 +78,8 @@ def prepare_inference(job: Job, model: LoadedModel, check: Check, limits: Limits
     if 0 in tensor.shape[1:]:
         raise ShapeMismatch(f"input {model.first_input!r} has a side of 0", given=list(tensor.shape))
     check_size(size, limits)
-    layers = _wanted(job, model, model.layers(size))
+    _check_rows(others, model, len(tensor))
+    layers = _wanted(job, model, model.layers(size, others, len(tensor)))
     check_layers(layers, check, limits, len(tensor))
     prepared = replace(ready_tensor(tensor, model), others=others)
     return place(job, model, layers, Source(prepared, ()), check, watch)
@@ -100,6 +111,7 @@ class InferenceAnswer:
         outputs = [(self._asked.output_of(layer.name), layer) for layer in layers]
         for output, layer in outputs:
             self._check_one(output, layer)
+        check_distinct([name for o, layer in outputs for name in names_of_arrays([layer], o.reduction)])
         regions = any(output.reduction.region is not None for output, _ in outputs)
         if regions and not images:
             raise NotCombinable("a region is cut out of the maps of images, and none was sent")
@@ -166,10 +178,19 @@ class InferenceAnswer:
         if output.reduction != NO_REDUCTION:
             arrays = reduce.apply(feature_map, output.reduction, ready.windows.get(layer.name, ()))
         if output.classes:
-            labels = ready.model.labels if layer.name in ready.model.outputs else ()
+            labels = _labels(ready.model, layer, output.reduction.channels)
             batched = layer.batch_axis == 0 and arrays[layer.name].ndim > 1
             arrays[layer.name] = classify(arrays[layer.name], output.classes, labels, batched=batched)
         return [Named(name, array, output.binary) for name, array in arrays.items()]
+
+
+def _labels(model: LoadedModel, layer: Layer, channels: Channels | None) -> Sequence[str]:
+    """Of the channels that are left, where it is known which those are: `top` differs from image to image."""
+    labels = model.labels if layer.name in model.outputs else ()
+    if channels is None:
+        return labels
+    known = len(labels) == layer.channels
+    return [labels[i] for i in channels.indices] if known and not channels.top else ()
 
 
 def _sent(asked: Inference, model: LoadedModel) -> dict[str, Array]:
@@ -221,6 +242,21 @@ def _check_names(sent: Mapping[str, Array], model: LoadedModel) -> None:
             )
 
 
+def _check_rows(others: Mapping[str, Array], model: LoadedModel, images: int) -> None:
+    """With several images a further input holds one row for all, or one for each."""
+    free = {spec.name for spec in model.inputs if spec.shape and spec.shape[0] is None}
+    for name, value in others.items():
+        if 0 in value.shape:
+            raise ShapeMismatch(f"input {name!r} has a side of 0", given=list(value.shape))
+        if name in free and images > 1 and len(value) not in (1, images):
+            raise ShapeMismatch(
+                f"input {name!r} has {len(value)} rows and {images} images were sent: one row is for all of "
+                "them, as many as there are images are for one each",
+                given=len(value),
+                allowed=[1, images],
+            )
+
+
 def _first(model: LoadedModel, sent: Array | None) -> Mapping[str, Array]:
     spec = next(spec for spec in model.inputs if spec.name == model.first_input)
     if sent is None:
@@ -244,7 +280,7 @@ def _prepare_any(
         raise NotCombinable("a region is cut out of the maps of images, and this model takes none")
     check_layers(layers, check, limits, 1)
     first = tensors.pop(model.first_input)
-    return Ready(job, model, layers, Prepared(first, (), tensors), (), {}, watch)
+    return Ready(job, model, layers, Prepared(first, (), tensors), (), {}, watch, table.largest_bytes)
 
 
 def _prepare_images(
@@ -261,7 +297,8 @@ def _prepare_images(
     images = tuple(encoded.reshape(-1))
     if not images:
         raise MalformedRequest(f"input {model.first_input!r} holds no image")
-    layers = _wanted(job, model, model.layers(None))
+    _check_rows(others, model, len(images))
+    layers = _wanted(job, model, model.layers(None, others, len(images)))
     check_layers(layers, check, limits, len(images))
     source = decode_all(replace(job, images=images), model, limits, watch)
     prepared = replace(source.prepared, others=others)

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from service.engine.loaded import LoadedModel
+from service.engine.selection import held_bytes
 from service.errors import AnswerTooLarge, InvalidParameter, NotCombinable, RequestError, TooManyImages
 from service.intake.decode import decode
 from service.intake.preprocess import preprocess, read_tensor
@@ -116,11 +117,12 @@ def place(
     Raises:
         RequestError
     """
-    windows = _find_windows(job, layers, source.prepared, model)
+    prepared = source.prepared
+    windows, images = _find_windows(job, layers, prepared, model), len(prepared.tensor)
     if windows:
-        check(layers, len(source.prepared.tensor), windows)
-    largest = model.layers(sides_of(source.prepared.tensor, model)).largest_bytes
-    return Ready(job, model, layers, source.prepared, source.pictures, windows, watch, largest)
+        check(layers, images, windows)
+    largest = model.layers(sides_of(prepared.tensor, model), prepared.others, images).largest_bytes
+    return Ready(job, model, layers, prepared, source.pictures, windows, watch, largest)
 
 
 def decode_all(job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch) -> Source:
@@ -192,7 +194,7 @@ def _check_images(images: int, limits: Limits) -> None:
 
 def _check_maps(layers: Sequence[Layer], images: int, limits: Limits) -> None:
     """However little is sent in the end, every map has to be held first."""
-    total = images * sum(layer.bytes_per_image or 0 for layer in layers)
+    total = images * sum(map(held_bytes, layers))
     if total > limits.map_bytes:
         raise AnswerTooLarge(
             f"{len(layers)} layers for {images} image(s) are {total} bytes before anything is left out, and "

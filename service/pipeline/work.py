@@ -16,6 +16,7 @@ from service.engine.inspector import Inspector
 from service.engine.loaded import LoadedModel
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Stop
+from service.engine.selection import held_bytes
 from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
 from service.output import coding
@@ -368,7 +369,7 @@ def _needed_bytes(ready: Ready) -> int:
 
     And what the network holds on the way, for one image after another: two of its largest maps.
     """
-    maps = ready.images * sum(layer.bytes_per_image or 0 for layer in ready.layers)
+    maps = ready.images * sum(map(held_bytes, ready.layers))
     return Source(ready.prepared, ready.pictures).held_bytes + 2 * (maps + ready.largest_bytes)
 
 

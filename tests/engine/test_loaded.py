@@ -15,11 +15,12 @@ from onnx import helper
 
 from service.engine.extent import MODEL_LIMITS
 from service.engine.graph import Graph
-from service.engine.loaded import TABLES_KEPT, LoadedModel, load
+from service.engine.loaded import LoadedModel, load
 from service.engine.nodes import Network
 from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.plan_cache import FUSE_AFTER, PlanCache
 from service.engine.runner import Runtime, Session, Stop, Stopped
+from service.engine.tables import TABLES_KEPT
 from service.errors import ModelFailed, ShapeMismatch
 from service.output.reduce import apply
 from service.values import Channels, FeatureMap, Reduction, Region, Window

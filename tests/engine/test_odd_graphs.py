@@ -203,6 +203,27 @@ def test_sparse_weights_in_the_graph_and_in_its_branches_are_read(tmp_path: Path
     assert all(np.array_equal(found[name], expected[name]) for name in ("p", "o"))
 
 
+def test_a_float16_network_is_near_the_uncut_graph(tmp_path: Path) -> None:
+    """On a CPU the runtime computes it in float32 and rounds what leaves a session, as at a segment's end."""
+    stored, nodes, before = [], [], "x"
+    for index in range(24):
+        shape = (8, 8 if index else 3, 3, 3)
+        weights = RNG.standard_normal(shape) * (2 / (9 * shape[1])) ** 0.5
+        stored.append(numpy_helper.from_array(weights.astype(np.float16), f"w{index}"))
+        nodes.append(node("Conv", f"{before} w{index}", f"c{index}", pads=[1] * 4))
+        nodes.append(node("Relu", f"c{index}", before := f"r{index}"))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 3, 8, 8])
+    whole = helper.make_graph(nodes, "g", [x], [onnx.ValueInfoProto(name=before)], stored)
+    opsets = [helper.make_opsetid("", 17)]
+    file = saved(tmp_path, helper.make_model(whole, opset_imports=opsets, ir_version=8))
+    model, image = loaded(file), IMAGES[0].astype(np.float16)
+    assert len(model.plan(rows(model, before)).steps) > 4
+    for name in ("r7", before):
+        found = model.run(image, rows(model, name))[name].astype(np.float32)
+        expected = UncutGraph(file, [name]).run({"x": image})[name].astype(np.float32)
+        assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
+
+
 LARGE = RNG.standard_normal((4, 4, 64, 64)).astype(np.float32)
 
 

@@ -243,6 +243,10 @@ def test_each_image_has_its_own_window() -> None:
         ((1, 3, 4, 4), None, Reduction(channels=Channels((0,))), NotCombinable),
         ((1, 3, 4, 4), "NCHW", Reduction(channels=Channels((0, 3))), InvalidParameter),
         ((1, 3, 4, 4), "NCHW", Reduction(channels=Channels(top=4)), InvalidParameter),
+        ((1, 3, 0, 4), "NCHW", Reduction(pool="max"), NotCombinable),
+        ((1, 4, 0, 3), "NHWC", Reduction(pool="avg"), NotCombinable),
+        ((1, 3, 0, 4), "NCHW", Reduction(grid=(2, 2)), NotCombinable),
+        ((1, 3, 0, 4), "NCHW", Reduction(channels=Channels(top=2)), NotCombinable),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(
@@ -250,6 +254,24 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(error):
         check(layer(shape, layout), reduction)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 4), (4,), (4, 8, 8)])
+def test_top_ranks_nothing_where_the_axis_of_the_images_is_not_known(shape: tuple[int, ...]) -> None:
+    """As (W, N, C) of a reader of lines, or what a squeeze left of one image."""
+    axis = shape.index(4)
+    odd = replace(any_layer("a", 0), shape=shape, layout=None, channel_axis=axis, channels=4, batch_axis=None)
+    check(odd, Reduction(channels=Channels((1, 0))))
+    with pytest.raises(NotCombinable, match="by their numbers"):
+        check(odd, Reduction(channels=Channels(top=2)))
+
+
+@pytest.mark.parametrize("steps", [{}, {"dtype": "uint8"}, {"channels": Channels((1,))}])
+def test_a_map_without_cells_is_given_as_it_is(steps: dict[str, Any]) -> None:
+    assert reduced(np.zeros((1, 3, 0, 4), np.float32), **steps)["a"].size == 0
+    unknown = replace(layer((1, 3, 4, 4)), shape=None)
+    with pytest.raises(NotCombinable, match="no cells"):
+        apply(FeatureMap(unknown, np.zeros((1, 3, 0, 4), np.float32)), Reduction(pool="max", **steps), [])
 
 
 @given(FLOATS)

@@ -61,7 +61,7 @@ def assert_described(values: np.ndarray, layout: str | None) -> None:
     if channels is None:
         assert (found["dead_channels"], found["channel_means"]) == (None, None)
     else:
-        assert found["dead_channels"] == [i for i, row in enumerate(channels) if not row.any()]
+        assert found["dead_channels"] == [i for i, row in enumerate(channels) if row.size and not row.any()]
         means = [finite(row).mean() if finite(row).size else None for row in channels]
         assert_near(found["channel_means"], means, values)
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.builders import put
 from tests.servers import Server, serving
-from tests.v2.conftest import heavy
+from tests.v2.conftest import LABELS, heavy
 from tests.v2.points import point
 
 INFER = "/v2/models/small/infer"
@@ -513,6 +513,19 @@ def test_what_is_no_object_is_said_to_be_none(http: httpx.Client, body: bytes, w
     """In the words of JSON, and not of what reads it."""
     refusal = http.post(INFER, content=body).json()
     assert (refusal["detail"], refusal["parameter"]) == (f"{where}: Input should be an object", where)
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"), [("3,1", {"0:fish", "1:dog"}), ("0..4", None), ("top:2", {"0", "1"})]
+)
+def test_labels_are_those_of_the_channels_that_are_left(
+    http: httpx.Client, channels: str, said: set[str] | None
+) -> None:
+    """Places are those in the output; which channels `top` leaves stands beside it."""
+    output = {"name": "logits", "parameters": {"classification": 5, "channels": channels}}
+    answer = http.post(INFER, content=asked(IMAGE.tolist(), outputs=[output]))
+    told = {text.partition(":")[2] for text in answer.json()["outputs"][0]["data"]}
+    assert told == (said or {f"{place}:{label}" for place, label in enumerate(LABELS)})
 
 
 def test_a_ranking_is_bounded_by_what_it_holds_and_not_by_its_few_words() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from onnx import helper
 from starlette.requests import Request
 
 from service.errors import Overloaded
 from service.web import problems
-from tests.builders import encoded, photograph
+from tests.builders import encoded, model, photograph, put
 from tests.servers import Server, serving
 
 URL = "/v1/models/small/features"
@@ -298,6 +299,32 @@ def test_parameters_without_end_are_not_looked_at_one_by_one(
     refusal = problem(answer)
     assert (refusal["status"], refusal["code"]) == (422, "invalid-parameter")
     assert says in refusal["detail"]
+
+
+def test_a_layer_that_is_called_as_what_stands_beside_another_is_asked_for_apart(
+    tmp_path: Path, jpeg: bytes
+) -> None:
+    nodes = [helper.make_node("Neg", ["image"], ["a"]), helper.make_node("Abs", ["a"], ["a#scale"])]
+    put(tmp_path, "odd", model(nodes, {"image": [1, 3, 8, 8]}, ["a#scale"]))
+    codes, details = {}, []
+    with serving("--models", str(tmp_path)) as server, server.client() as client:
+        for layers, dtype in (("all", "native"), ("all", "uint8"), ("a", "uint8"), ("a#scale", "uint8")):
+            query = {"layers": layers, "dtype": dtype}
+            answer = client.post("/v1/models/odd/features", params=query, content=jpeg)
+            codes[layers, dtype] = answer.status_code
+            if answer.status_code != 200:
+                details.append(problem(answer)["detail"])
+            outputs = [{"name": n, "parameters": {"dtype": dtype}} for n in ("a", "a#scale")]
+            inputs = [{"name": "image", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": [1.0] * 192}]
+            asked = {"inputs": inputs, "outputs": [o for o in outputs if layers in ("all", o["name"])]}
+            assert client.post("/v2/models/odd/infer", json=asked).status_code == answer.status_code
+    assert codes == {
+        ("all", "native"): 200,
+        ("all", "uint8"): 422,
+        ("a", "uint8"): 200,
+        ("a#scale", "uint8"): 200,
+    }
+    assert details == ["two arrays would be called 'a#scale': ask for these layers one by one"]
 
 
 def test_a_drawing_that_would_hold_too_much_is_refused_with_what_to_ask_for(
