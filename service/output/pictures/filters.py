@@ -5,9 +5,9 @@ import numpy as np
 from service.output.pictures.colormaps import SIGNED, palette
 from service.output.pictures.files import FILES, Canvas
 from service.output.pictures.mosaic import assemble, lay_out
+from service.output.pictures.scales import levels
 from service.values import Array, Drawing, PictureFormat
 
-HIGHEST_LEVEL = 254
 COLORS = 3
 
 
@@ -16,13 +16,14 @@ def draw_filters(weights: Array, *, colored: bool, format: PictureFormat) -> tup
 
     `weights` (out, in, kh, kw) of any real dtype. With `colored` the three input channels are red,
     green and blue, zero being middle gray; else a filter is its mean over its input channels, in
-    signed colours. Returns the file's bytes, media type and ending.
+    signed colours. An infinite weight saturates, and one that is no number has the colour of the gaps.
+    Returns the file's bytes, media type and ending.
     """
     values = weights.astype(np.float64) if colored else weights.mean(axis=1, keepdims=True, dtype=np.float64)
-    largest = float(np.abs(values).max()) or 1.0
-    levels = np.rint((values / largest + 1) / 2 * HIGHEST_LEVEL).astype(np.uint8)
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
+    shown = levels(np.clip((values / largest + 1) / 2, 0.0, 1.0))
     mosaic = lay_out(len(values), (values.shape[2], values.shape[3]), Drawing())
-    planes = [assemble(levels[:, channel], mosaic) for channel in range(levels.shape[1])]
+    planes = [assemble(shown[:, channel], mosaic) for channel in range(shown.shape[1])]
     canvas = (
         Canvas(np.stack(planes, axis=-1), None, enlarged=True)
         if colored
