@@ -72,5 +72,7 @@ def _cut(asked: Asked, start: int, images: int) -> Asked:
 
 def one_a_row(inputs: Iterable[TensorSpec], others: Mapping[str, Array], images: int) -> frozenset[str]:
     """Those further inputs that hold a row for each of several images: of a free first side, and so long."""
+    if images < 2 or not others:
+        return frozenset()
     free = {spec.name for spec in inputs if spec.shape and spec.shape[0] is None}
-    return frozenset(n for n, value in others.items() if images > 1 and n in free and len(value) == images)
+    return frozenset(name for name, value in others.items() if name in free and len(value) == images)
