@@ -20,8 +20,8 @@ from service.values import NO_REDUCTION, Array, Layer, Parts, Reduction, Step
 class Asked:
     """One request: its inputs, of which `carrier` holds `images` images, and its layers.
 
-    `found` are the layers' maps in the end, after their `parts` of a reduction. `rows` are the inputs that
-    hold a row for each image, as the carrier does.
+    `found` are the layers' maps in the end, after their `parts` of a reduction. `others` are the inputs that
+    it has values of its own for, and `rows` those of them that hold a row for each image.
     """
 
     values: Values
@@ -29,6 +29,7 @@ class Asked:
     layers: Sequence[Layer]
     images: int
     parts: Parts = field(default_factory=dict)
+    others: frozenset[str] = frozenset()
     rows: frozenset[str] = frozenset()
     found: dict[str, Array] = field(default_factory=dict)
     error: Exception | None = None

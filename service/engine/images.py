@@ -32,8 +32,8 @@ class Images:
             Stopped: `stop` was set meanwhile.
         """
         most = 1
-        # What is told apart by rows was not tried on examples.
-        may_share = asked.images > 1 and self._device.is_apart and not asked.rows
+        # Examples are tried with the manifest's constants.
+        may_share = asked.images > 1 and self._device.is_apart and not asked.others
         if may_share and self.is_separable(asked, stop):
             most = self._device.batch_images(asked.tensor.shape)
         if asked.images <= most:

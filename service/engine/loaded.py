@@ -189,8 +189,7 @@ class LoadedModel:
                 values |= self._execution.run(feeds, names, stop=stop)
             elif names:
                 check_batch(len(tensor), layers)
-                rows = one_a_row(self.inputs, others or {}, len(tensor))
-                values |= self._images.run(self._asked(feeds, layers, parts or {}, rows), stop)
+                values |= self._images.run(self._asked(feeds, layers, parts or {}, others or {}), stop)
         except ModelFailed as error:
             self._tables.blame(error, feeds)
             raise
@@ -217,7 +216,7 @@ class LoadedModel:
         """
         shared: dict[int, Asked] = {}
         for i, (tensor, layers, parts) in enumerate(jobs if len(jobs) > 1 else ()):
-            asked = self._asked(self._feeds(tensor), layers, parts)
+            asked = self._asked(self._feeds(tensor), layers, parts, {})
             fits = without_batch(asked.images, layers) is None
             if asked.layers and fits and self._images.is_separable(asked, stop):
                 shared[i] = asked
@@ -240,14 +239,11 @@ class LoadedModel:
             return error
 
     def _asked(
-        self,
-        feeds: Mapping[str, Array],
-        layers: Sequence[Layer],
-        parts: Parts,
-        rows: frozenset[str] = frozenset(),
+        self, feeds: Mapping[str, Array], layers: Sequence[Layer], parts: Parts, others: Mapping[str, Array]
     ) -> Asked:
-        computed = [layer for layer in layers if layer.index >= 0]
-        return Asked(feeds, self.first_input, computed, len(feeds[self.first_input]), parts, rows)
+        computed, images = [layer for layer in layers if layer.index >= 0], len(feeds[self.first_input])
+        rows = one_a_row(self.inputs, others, images)
+        return Asked(feeds, self.first_input, computed, images, parts, frozenset(others), rows)
 
     def plan(self, layers: Sequence[Layer], known: Container[str] = ()) -> Plan:
         """The steps that compute these layers for one image from what is known already, if anything is."""
