@@ -96,6 +96,20 @@ def test_kept_alive_clients_are_spread_evenly_and_their_requests_add_up(server: 
     assert min(counts.values()) >= 15
 
 
+def test_being_asked_for_metrics_adds_nothing_to_them(server: Server) -> None:
+    """Each answer once grew by what the other workers had answered before."""
+
+    def samples() -> list[str]:
+        text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+        return sorted(line.split(" ")[0] for line in text.splitlines() if not line.startswith("#"))
+
+    for _ in range(8):
+        samples()
+    found = samples()
+    assert len(found) == len(set(found))
+    assert len([name for name in found if name.startswith("python_info{")]) == 2
+
+
 def test_places_and_bytes_are_divided_and_add_up(server: Server) -> None:
     found = look(server)
     assert by_worker(found, "featuremaps_max_in_flight") == {"0": 5, "1": 5}

@@ -75,6 +75,13 @@ def info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
     return InfoMetricFamily(f"{PREFIX}_{name}", text, dict(labels))
 
 
+def labelled(family: Metric, **labels: str) -> Metric:
+    """A copy whose samples have more labels: some collectors give the same object each time."""
+    copy = Metric(family.name, family.documentation, family.type)
+    copy.samples = [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
+    return copy
+
+
 def dump(families: Iterable[Metric]) -> bytes:
     """Families as JSON, for `Joined`."""
     told = [
@@ -84,7 +91,7 @@ def dump(families: Iterable[Metric]) -> bytes:
 
 
 class Joined(Collector):
-    """Families of one worker with the samples of others' added, family by family."""
+    """Families of one worker with the samples of others' added to them, family by family."""
 
     def __init__(self, families: Iterable[Metric], dumps: Iterable[bytes]) -> None:
         self._families = {family.name: family for family in families}

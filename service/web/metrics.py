@@ -20,7 +20,7 @@ from service.pipeline.figures import Distribution
 from service.pipeline.work import Pipeline
 from service.web.door import Readiness
 from service.web.exchange import Exchange, LeftWhile
-from service.web.families import Joined, counter, counters, dump, gauge, histograms, info
+from service.web.families import Joined, counter, counters, dump, gauge, histograms, info, labelled
 from service.web.gauges import inside
 from service.web.place import Place
 from service.web.problems import CODES
@@ -75,10 +75,8 @@ class Metrics:
         return encode(Joined(self._families(), others)), media_type
 
     def _families(self) -> Iterable[Metric]:
-        for family in (*self._door(), *inside(self._pipeline.figures()), *self._process.collect()):
-            for sample in family.samples:
-                sample.labels["worker"] = str(self._place.worker)
-            yield family
+        families = (*self._door(), *inside(self._pipeline.figures()), *self._process.collect())
+        return (labelled(family, worker=str(self._place.worker)) for family in families)
 
     def _door(self) -> Iterable[Metric]:
         build = {
