@@ -101,7 +101,7 @@ def test_being_asked_for_metrics_adds_nothing_to_them(server: Server) -> None:
 
     def samples() -> list[str]:
         text = httpx.get(f"{server.url}/metrics", trust_env=False).text
-        return sorted(line.split(" ")[0] for line in text.splitlines() if not line.startswith("#"))
+        return sorted(line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#"))
 
     for _ in range(8):
         samples()
