@@ -33,13 +33,18 @@ SUPPORTED = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF"
 _MAX_SEGMENTS = 1024
 _MAX_EXIF_SEGMENTS = 64
 _MAX_SCANS = 100
+# Pixels times scans: a second, at 50 megapixels still twice the scans that encoders make.
+_MAX_SCANNED_PIXELS = 2**30
 _MAX_JUNK_BYTES = 65_536
 _MAX_CHUNKS = 65_536
 _MAX_ANCILLARY_CHUNKS = 256
 _MAX_GIF_HEAD_BYTES = 2**20
-_MAX_RUN_LENGTH_BYTES = 2**23
+_MAX_RUN_LENGTH_BYTES = 2**22
 _MAX_TAGS = 4096
 _MAX_TAG_VALUES = 524_288
+# libtiff unpacks whole tiles, which may be larger than the picture and all the same few bytes: so much more
+# than the picture, and so many pixels, since a small picture may have a large tile.
+_MAX_TILED_TIMES, _MAX_TILED_PIXELS = 4, 2**20
 
 _HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -54,6 +59,8 @@ _BARE_MARKERS = frozenset((0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))
 _SOS, _EOI = 0xDA, 0xD9
 
 # Bytes a value, by type (TIFF 6.0 section 2, BigTIFF); types 1, 2 and 7 stay bytes in Python.
+_TIFF_WIDTHS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8}  # of whole numbers
+_TIFF_SIDES = (256, 257, 322, 323)  # width and height, of the picture and of a tile
 _TIFF_SIZES = {3: 2, 4: 4, 5: 8, 6: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
@@ -126,17 +133,19 @@ def _absurd(what: str, limit: int) -> ImageNotDecodable:
 
 def _inspect_jpeg(body: bytes) -> int:
     """Walk the segments up to the first scan as Pillow does, and count scans where there are many."""
-    junk, components, progressive = 0, 0, False
+    junk, components, pixels, progressive = 0, 0, 0, False
     for code, gap, position in _segments(body, 2, _JPEG_MARKER):
         junk += gap
         if junk > _MAX_JUNK_BYTES:
             raise _absurd("bytes between JPEG segments", _MAX_JUNK_BYTES)
         if code in _SOF:
             components, progressive = _byte(body, position + 7), code in _PROGRESSIVE
+            height, width = (int.from_bytes(body[position + at : position + at + 2]) for at in (3, 5))
+            pixels = max(pixels, height * width)
         elif code == _SOS:
             _check_exif_segments(body, position)
             if progressive or _byte(body, position + 2) < components:
-                _check_scans(body, position)
+                _check_scans(body, position, pixels)
             break
     return 0
 
@@ -155,19 +164,19 @@ def _segments(body: bytes, position: int, marker: re.Pattern[bytes]) -> Iterator
     raise _absurd("JPEG segments", _MAX_SEGMENTS)
 
 
-def _check_scans(body: bytes, first: int) -> None:
+def _check_scans(body: bytes, first: int, pixels: int) -> None:
     """Each scan passes over all pixels while it may cost next to no bytes.
 
     https://libjpeg-turbo.org/pmwiki/uploads/About/TwoIssueswiththeJPEGStandard.pdf
     """
-    scans = 1
+    scans, most = 1, min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(pixels, 1))
     behind = first + int.from_bytes(body[first : first + 2], "big")
     for code, _, _ in _segments(body, behind, _JPEG_MARKER_IN_DATA):
         scans += code == _SOS
         if code == _EOI:
             return
-        if scans > _MAX_SCANS:
-            raise _absurd("JPEG scans", _MAX_SCANS)
+        if scans > most:
+            raise _absurd(f"JPEG scans of {pixels} pixels", most)
 
 
 def _check_exif_segments(body: bytes, end: int) -> None:
@@ -242,15 +251,15 @@ def _inspect_webp(body: bytes) -> int:
 
 
 def _inspect_tiff(body: bytes) -> int:
-    """Add up the values of the first directory: Pillow makes a Python object of each.
+    """Add up the values of the first directory: Pillow makes a Python object of each. Measure its tiles.
 
     It skips tags whose values cannot all lie in the file, so these do not count.
     """
     order: Literal["little", "big"] = "little" if body.startswith(b"II") else "big"
     if b"+" in body[2:4]:  # BigTIFF
-        at, offset_size, count_size, entry = 8, 8, 8, "HHQ8x"
+        at, offset_size, count_size, entry = 8, 8, 8, "HHQ8s"
     else:
-        at, offset_size, count_size, entry = 4, 4, 2, "HHL4x"
+        at, offset_size, count_size, entry = 4, 4, 2, "HHL4s"
     offset = int.from_bytes(body[at : at + offset_size], order)
     begin = offset + count_size
     tags = int.from_bytes(body[offset:begin], order)
@@ -259,11 +268,28 @@ def _inspect_tiff(body: bytes) -> int:
     entry = ("<" if order == "little" else ">") + entry
     table = body[begin : begin + tags * struct.calcsize(entry)]
     whole = len(table) // struct.calcsize(entry) * struct.calcsize(entry)
-    entries = struct.iter_unpack(entry, table[:whole])
-    counts = ((count, count * _TIFF_SIZES.get(kind, 0)) for _, kind, count in entries)
+    entries = list(struct.iter_unpack(entry, table[:whole]))
+    counts = ((count, count * _TIFF_SIZES.get(kind, 0)) for _, kind, count, _ in entries)
     if sum(count for count, size in counts if 0 < size <= len(body)) > _MAX_TAG_VALUES:
         raise _absurd("values in TIFF tags", _MAX_TAG_VALUES)
+    # Of a tag that is there twice the larger value counts, whichever a reader takes.
+    sizes: dict[int, int] = {}
+    for tag, kind, _, value in entries:
+        size = int.from_bytes(value[: _TIFF_WIDTHS.get(kind)], order)
+        sizes[tag] = max(size, sizes.get(tag, 0))
+    _check_tiles(*(sizes.get(tag, 0) for tag in _TIFF_SIDES))
     return 0
+
+
+def _check_tiles(width: int, height: int, tile_width: int, tile_height: int) -> None:
+    if not (tile_width and tile_height):
+        return
+    tiled = -(-width // tile_width) * tile_width * -(-height // tile_height) * tile_height
+    if tiled > max(_MAX_TILED_TIMES * width * height, _MAX_TILED_PIXELS):
+        raise ImageNotDecodable(
+            f"the tiles of the TIFF hold {tiled} pixels and its picture has {width * height}: save it in "
+            "strips, or in tiles that fit"
+        )
 
 
 def _inspect_bmp(body: bytes) -> int:

@@ -75,6 +75,64 @@ def test_an_absurd_structure_is_refused_before_pillow_walks_it(name: str) -> Non
     assert time.process_time() - start < 2
 
 
+def tiled(size: tuple[int, int], tile: tuple[int, int], *, big: bool = False, kind: int = 4) -> bytes:
+    """A gray TIFF whose tiles are all the same few bytes; `kind` is the type of the tile's width."""
+    data = zlib.compress(bytes(tile[0] * tile[1]), 9)
+    count = -(-size[0] // tile[0]) * -(-size[1] // tile[1])
+    first, number = (16, "Q") if big else (8, "L")
+    offsets, lengths = (struct.pack(f"<{count}{number}", *[value] * count) for value in (first, len(data)))
+    places = [first + len(data), first + len(data) + len(offsets)]
+    if count == 1:
+        places = [first, len(data)]
+    directory = first + len(data) + len(offsets) + len(lengths)
+    long = 16 if big else 4
+    tags = [(256, 4, 1, size[0]), (257, 4, 1, size[1]), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1)]
+    tags += [(277, 3, 1, 1), (322, kind, 1, tile[0]), (323, 4, 1, tile[1])]
+    tags += [(324, long, count, places[0]), (325, long, count, places[1])]
+    entry, counted = ("<HHQQ", "<Q") if big else ("<HHLL", "<H")
+    head = (
+        b"II+\0\x08\0\0\0" + struct.pack("<Q", directory) if big else b"II*\0" + struct.pack("<L", directory)
+    )
+    table = b"".join(struct.pack(entry, *tag) for tag in tags)
+    return head + data + offsets + lengths + struct.pack(counted, len(tags)) + table + bytes(8)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    ("size", "tile", "kind"),
+    [((9600, 1), (16, 100_000), 4), ((1, 1), (3000, 3000), 3), ((9600, 1), (16, 100_000), 1)],
+)
+def test_tiles_that_hold_far_more_than_the_picture_are_refused_before_they_are_unpacked(
+    size: tuple[int, int], tile: tuple[int, int], kind: int, big: bool
+) -> None:
+    body = tiled(size, tile, big=big, kind=kind)
+    assert len(body) < 200_000
+    start = time.process_time()
+    with pytest.raises(ImageNotDecodable, match="tiles of the TIFF hold"):
+        plain(body)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    ("size", "tile"), [((100, 70), (16, 16)), ((60, 50), (512, 512)), ((300, 200), (256, 256))]
+)
+def test_tiles_that_reach_over_the_edge_are_taken(
+    size: tuple[int, int], tile: tuple[int, int], big: bool
+) -> None:
+    picture = plain(tiled(size, tile, big=big))
+    assert (picture.pixels.shape, picture.pixels.max()) == ((size[1], size[0], 3), 0)
+
+
+def test_scans_are_counted_by_the_pixels_that_they_pass_over() -> None:
+    """A hundred scans of one colour are a few bytes each, and took three seconds of 49 megapixels."""
+    body = encode(np.zeros((5000, 5000), np.uint8), "JPEG", progressive=True)
+    last = body.rindex(b"\xff\xda")
+    assert plain(body).size == (5000, 5000)
+    with pytest.raises(ImageNotDecodable, match="more than 42 JPEG scans of 25000000 pixels"):
+        plain(body[:-2] + body[last:-2] * 60 + b"\xff\xd9")
+
+
 def test_many_scans_of_an_honest_progressive_jpeg_are_taken() -> None:
     body = encode(photo(), "JPEG", progressive=True)
     assert (body.count(b"\xff\xda") > 5, plain(body).pixels.shape) == (True, (40, 60, 3))
