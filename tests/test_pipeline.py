@@ -10,6 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,8 @@ import pytest
 from service.app import make_pipeline
 from service.engine.draft import Draft
 from service.errors import DeadlineExceeded, MalformedRequest, Overloaded
+from service.intake.decode import decode
+from service.pipeline import prepare as prepare_module
 from service.pipeline.admission import Admission
 from service.pipeline.identical import LONGEST_COMPARED_BYTES, identical
 from service.pipeline.pools import Pools
@@ -25,7 +28,7 @@ from service.pipeline.shared import Flights, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Job
+from service.values import Job, Picture
 from tests.builders import encoded, model, photograph, put, small_cnn, weight
 
 JOB = Job(model="small", version=None, images=(b"x",), tensor=None, layers=("stem/relu",))
@@ -129,8 +132,8 @@ def test_a_thread_that_works_on_after_its_deadline_keeps_a_place(pipeline: Pipel
     may_end = threading.Event()
 
     async def overrun() -> None:
-        with pytest.raises(DeadlineExceeded):
-            async with pipeline._deadline(0.05):
+        with pipeline.admission.visit() as visit, pytest.raises(DeadlineExceeded):
+            async with pipeline.bounded(visit, 0.05):
                 await pipeline._pools.run("run", Stopwatch(), may_end.wait, 10)
         with pytest.raises(Overloaded):
             pipeline.admission.enter()
@@ -148,8 +151,8 @@ def test_what_waits_for_a_thread_after_its_deadline_is_never_begun(pipeline: Pip
     async def overrun() -> None:
         first = asyncio.create_task(pipeline._pools.run("run", Stopwatch(), may_end.wait, 10))
         await asyncio.sleep(0)
-        with pytest.raises(DeadlineExceeded):
-            async with pipeline._deadline(0.05):
+        with pipeline.admission.visit() as visit, pytest.raises(DeadlineExceeded):
+            async with pipeline.bounded(visit, 0.05):
                 await pipeline._pools.run("run", Stopwatch(), begun.set)
         may_end.set()
         await first
@@ -348,6 +351,32 @@ def test_a_tensor_may_be_named_as_anything_that_is_kept_beside_it(tmp_path: Path
         assert asyncio.run(shapes()) == [whole, pooled, whole, whole]
     finally:
         pipeline.close()
+
+
+def test_images_behind_the_one_that_is_decoded_when_its_caller_leaves_are_not_begun(
+    pipeline: Pipeline, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, begun, may_end = [], threading.Event(), threading.Event()
+
+    def slowly(body: bytes, **limits: Any) -> Picture:
+        decoded.append(body)
+        begun.set()
+        assert may_end.wait(20)
+        return decode(body, **limits)
+
+    async def leave() -> None:
+        await pipeline.models.load_all()
+        monkeypatch.setattr(prepare_module, "decode", slowly)
+        caller = asyncio.create_task(pipeline.extract(replace(job, images=job.images * 4)))
+        await asyncio.to_thread(begun.wait, 20)
+        caller.cancel()
+        await asyncio.wait([caller])
+        may_end.set()
+        while pipeline.admission.requests:  # noqa: ASYNC110 - the thread that ends tells nobody else
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(leave(), 20))
+    assert len(decoded) == 1
 
 
 def with_models(folder: Path, *names: str) -> Pipeline:

@@ -1,6 +1,7 @@
 """Images kept for a while: checked when they come, found by the SHA-256 of their bytes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from service.errors import ImageNotFound
@@ -17,10 +18,12 @@ InThread = Callable[..., Awaitable[Any]]
 class KeptImages:
     """The store with its blocking calls in threads of their own."""
 
-    def __init__(self, store: ImageStore, limits: Limits, in_thread: InThread) -> None:
+    def __init__(self, store: ImageStore, limits: Limits, in_thread: InThread, *, decoding: InThread) -> None:
+        """`decoding` runs among those that decode, and does not hold up who reads what is kept."""
         self._store = store
         self._limits = limits
         self._in_thread = in_thread
+        self._decoding = decoding
 
     def close(self) -> None:
         """Close the store."""
@@ -33,7 +36,9 @@ class KeptImages:
             RequestError: it does not decode, or is larger than the store.
             StoreUnavailable
         """
-        found: tuple[StoredImage, bool] = await self._in_thread(Stopwatch(), self._checked, owner, body)
+        told: Mapping[str, Any] = await self._decoding(Stopwatch(), _told, body, self._limits.pixels)
+        put = partial(self._store.put, owner, body, **told)
+        found: tuple[StoredImage, bool] = await self._in_thread(Stopwatch(), put)
         return found
 
     async def get(self, owner: str, image_id: str) -> StoredImage:
@@ -71,10 +76,11 @@ class KeptImages:
         found: bool = await self._in_thread(Stopwatch(), self._store.delete, owner, image_id)
         _there(found or None, image_id)
 
-    def _checked(self, owner: str, body: bytes) -> tuple[StoredImage, bool]:
-        picture = decode(body, max_pixels=self._limits.pixels)
-        height, width = picture.size
-        return self._store.put(owner, body, media_type=picture.media_type, width=width, height=height)
+
+def _told(body: bytes, max_pixels: int) -> Mapping[str, Any]:
+    picture = decode(body, max_pixels=max_pixels)
+    height, width = picture.size
+    return {"media_type": picture.media_type, "width": width, "height": height}
 
 
 def _there(found: T | None, image_id: str) -> T:

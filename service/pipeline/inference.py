@@ -56,11 +56,14 @@ HEAD_LENGTH = "Inference-Header-Content-Length"
 CLASS_BYTES = 14
 
 
-def prepare_inference(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:
+def prepare_inference(
+    job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch, stop: Stop | None = None
+) -> Ready:
     """Everything that happens before the network runs, in one thread.
 
     Raises:
         RequestError
+        Stopped: `stop` was set meanwhile.
     """
     assert job.inference is not None
     sent = _sent(job.inference, model)
@@ -72,7 +75,7 @@ def prepare_inference(job: Job, model: LoadedModel, check: Check, limits: Limits
         return _prepare_any(job, model, check, limits, watch, tensors=tensors)
     assert first is not None
     if first.dtype == object:
-        return _prepare_images(job, model, check, limits, watch, encoded=first, others=others)
+        return _prepare_images(job, model, check, limits, watch, stop, encoded=first, others=others)
     tensor = check_fits(first, model.image_spec(), any_batch=True)
     size = sides_of(tensor, model)
     if 0 in tensor.shape[1:]:
@@ -289,6 +292,7 @@ def _prepare_images(
     check: Check,
     limits: Limits,
     watch: Stopwatch,
+    stop: Stop | None,
     *,
     encoded: Array,
     others: Mapping[str, Array],
@@ -300,7 +304,7 @@ def _prepare_images(
     _check_rows(others, model, len(images))
     layers = _wanted(job, model, model.layers(None, others, len(images)))
     check_layers(layers, check, limits, len(images))
-    source = decode_all(replace(job, images=images), model, limits, watch)
+    source = decode_all(replace(job, images=images), model, limits, watch, stop)
     prepared = replace(source.prepared, others=others)
     return place(job, model, layers, Source(prepared, source.pictures), check, watch)
 

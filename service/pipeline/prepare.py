@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from service.engine.loaded import LoadedModel
+from service.engine.runner import Stop, Stopped
 from service.engine.selection import held_bytes
 from service.errors import AnswerTooLarge, InvalidParameter, NotCombinable, RequestError, TooManyImages
 from service.intake.decode import decode
@@ -64,17 +65,20 @@ class Source:
         return int(self.prepared.tensor.nbytes) + 4 * pixels
 
 
-def prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:
+def prepare(
+    job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch, stop: Stop | None = None
+) -> Ready:
     """Everything that happens before the network runs, in one thread.
 
     Raises:
         RequestError: any of them; for an image with its `index`.
+        Stopped: `stop` was set meanwhile.
     """
     tensor = _read_tensor(job, model) if job.tensor is not None else None
     size = sides_of(tensor.tensor, model) if tensor else job.size
     images = len(tensor.tensor) if tensor else len(job.images)
     layers = select(job, model, check, limits, size=size, images=images)
-    source = Source(tensor, ()) if tensor else decode_all(job, model, limits, watch)
+    source = Source(tensor, ()) if tensor else decode_all(job, model, limits, watch, stop)
     return place(job, model, layers, source, check, watch)
 
 
@@ -125,15 +129,20 @@ def place(
     return Ready(job, model, layers, prepared, source.pictures, windows, watch, largest)
 
 
-def decode_all(job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch) -> Source:
-    """Decode and preprocess every image of a job.
+def decode_all(
+    job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch, stop: Stop | None = None
+) -> Source:
+    """Decode and preprocess every image of a job; one that nobody waits for any more is not begun.
 
     Raises:
         RequestError: with the `index` of the image.
+        Stopped: `stop` was set meanwhile.
     """
     spec, recipe = model.image_spec(), model.recipe_at(job.size)
     parts = []
     for index, image in enumerate(job.images):
+        if stop and stop.is_set:
+            raise Stopped
         try:
             with watch.measure("decode"):
                 picture = decode(image, max_pixels=limits.pixels)

@@ -30,7 +30,7 @@ from service.pipeline.images import KeptImages
 from service.pipeline.inference import InferenceAnswer, compute, prepare_inference
 from service.pipeline.models import Models
 from service.pipeline.pools import Pools, Stages
-from service.pipeline.prepare import Check, Ready, Source, check_size, decode_all, place, prepare, select
+from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select
 from service.pipeline.shared import Flights, Known, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.tally import Tallies
@@ -88,7 +88,8 @@ class Pipeline:
         self._inspector = inspector
         self.models = Models(catalog, functools.partial(self._pools.run, "load"))
         self.uploads = Uploads(upload_paths, inspector, functools.partial(self._pools.run, "load"))
-        self.images = KeptImages(store, limits, functools.partial(self._pools.run, "store"))
+        storing, decoding = (functools.partial(self._pools.run, stage) for stage in ("store", "prepare"))
+        self.images = KeptImages(store, limits, storing, decoding=decoding)
 
     def figures(self) -> Figures:
         """What is counted about the inside, now."""
@@ -139,7 +140,7 @@ class Pipeline:
             ModelNotFound, VersionNotFound, ModelFailed, LayerNotFound, InvalidParameter, CapacityError
         """
         check_size(size, self.limits)
-        async with self._bounded(visit, self.limits.timeout_s) if visit else nullcontext():
+        async with self.bounded(visit) if visit else nullcontext():
             model = await self.models.get(name, version)
             return await self.in_thread(_select, model, words, size)
 
@@ -153,7 +154,7 @@ class Pipeline:
         """
         if (ready := self.catalog.entry(name).peek(version)) is not None:
             return ready
-        async with self._bounded(visit, timeout_s or self.limits.timeout_s):
+        async with self.bounded(visit, timeout_s):
             return await self.models.get(name, version)
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
@@ -212,7 +213,7 @@ class Pipeline:
         it has been sent.
         """
         with nullcontext(visit) if visit else self.admission.visit() as visit:
-            async with self._bounded(visit, job.timeout_s):
+            async with self.bounded(visit, job.timeout_s):
                 model = await self.models.get(job.model, job.version)
                 visit.model, watch = model.identity, visit.watch
                 key = (kind, model.identity, identical(job))
@@ -255,7 +256,7 @@ class Pipeline:
     ) -> Stages[Payload]:
         """The usual request, in threads throughout."""
         yield "prepare"
-        ready = _prepare(job, model, answer.check, self.limits, watch)
+        ready = _prepare(job, model, answer.check, self.limits, watch, stop)
         visit.take(_needed_bytes(ready))
         yield "run"
         self.runs += 1
@@ -268,15 +269,15 @@ class Pipeline:
         self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch, visit: Visit
     ) -> Payload:
         """The same, its part of the network run together with others', where only images are its own."""
-        given = (job, model, answer.check, self.limits, watch)
-        ready = await self._pools.run("prepare", watch, _prepare, *given)
+        stop = Stop()
+        given = (job, model, answer.check, self.limits, watch, stop)
+        ready = await self._pools.run("prepare", watch, _prepare, *given, stop=stop)
         visit.take(_needed_bytes(ready))
         self.runs += 1
         assert self._batches is not None
         if model.image_input and ready.images and not ready.prepared.others:
             values = await self._batches.run(ready)
         else:
-            stop = Stop()
             values = await self._pools.run("run", watch, compute, ready, stop, stop=stop)
         return await self._pools.run("finish", watch, _finish, ready, values, ready.parts, answer)
 
@@ -331,31 +332,30 @@ class Pipeline:
         return made
 
     @asynccontextmanager
-    async def _bounded(self, visit: Visit, timeout_s: float) -> AsyncIterator[None]:
-        visit.enter()
-        try:
-            async with self._deadline(timeout_s):
-                yield
-        finally:
-            visit.exit()
+    async def bounded(self, visit: Visit, timeout_s: float | None = None) -> AsyncIterator[None]:
+        """A place among the requests, and a deadline for what is done within.
 
-    @asynccontextmanager
-    async def _deadline(self, timeout_s: float) -> AsyncIterator[None]:
-        allowed = min(timeout_s, self.limits.timeout_s)
+        Raises:
+            Overloaded, DeadlineExceeded
+        """
+        allowed = min(timeout_s or self.limits.timeout_s, self.limits.timeout_s)
+        visit.enter()
         try:
             async with asyncio.timeout(allowed):
                 yield
         except TimeoutError as error:
             detail = f"no answer within the request's {allowed:g} seconds"
             raise DeadlineExceeded(detail, limit=allowed) from error
+        finally:
+            visit.exit()
 
 
 def _origin(job: Job, model: LoadedModel) -> Hashable:
     return (model.identity, job.owner, job.image_id, job.size)
 
 
-def _prepare(job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch) -> Ready:
-    return (prepare_inference if job.inference else prepare)(job, model, check, limits, watch)
+def _prepare(job: Job, *given: Any) -> Ready:
+    return (prepare_inference if job.inference else prepare)(job, *given)
 
 
 def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | None) -> Selected:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from service.app import make_app
+from service.pipeline import images as images_module
 from service.settings import Settings
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery
 from tests.builders import encoded, photograph, put, small_cnn
@@ -384,6 +386,37 @@ def test_maps_of_a_kept_image_have_a_deadline_while_their_model_loads(tmp_path: 
     finally:
         may_end.set()
         pipeline.close()
+
+
+def test_an_image_that_takes_long_to_decode_has_a_deadline_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "models", "small", small_cnn())
+    settings = Settings(
+        models=(tmp_path / "models",),
+        image_store=str(tmp_path / "images.sqlite3"),
+        threads=1,
+        max_timeout_s=0.5,
+    )
+    app, may_end = make_app(settings), threading.Event()
+
+    def forever(*_: object, **__: object) -> None:
+        assert may_end.wait(20)
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            url = f"/v1/images/{(await client.post('/v1/images', content=IMAGE)).json()['id']}"
+            monkeypatch.setattr(images_module, "decode", forever)
+            slow = asyncio.create_task(client.post("/v1/images", content=IMAGE + b"another"))
+            await asyncio.sleep(0.1)
+            found = [(await client.get(url)).status_code, (await client.delete(url)).status_code]
+            return [*found, (await slow).status_code]
+
+    try:
+        assert asyncio.run(asyncio.wait_for(ask(), 20)) == [200, 204, 504]
+    finally:
+        may_end.set()
+        app.state.pipeline.close()
 
 
 def test_a_model_that_is_replaced_meanwhile_answers_for_no_other(

@@ -66,8 +66,9 @@ async def create_image(request: Request) -> Response:
     The same bytes again renew it (200).
     """
     body = await read_image(request)
-    visit_of(request).enter()
-    stored, new = await pipeline_of(request).images.create(caller_of(request).name, body)
+    pipeline = pipeline_of(request)
+    async with pipeline.bounded(visit_of(request)):
+        stored, new = await pipeline.images.create(caller_of(request).name, body)
     answer = json_response(image_description(stored))
     answer.status_code = 201 if new else 200
     answer.headers["Location"] = f"/v1/images/{stored.id}"
@@ -80,21 +81,20 @@ async def create_image(request: Request) -> Response:
     operation_id="get_image",
     dependencies=[Depends(refuse_parameters)],
     response_class=Response,
-    responses=responses(None, 404, 422, 503)
+    responses=responses(None, 404, 422, 503, 504)
     | answer("The image as it was sent", KEPT, "ETag", "Content-Disposition")
     | not_modified(),
 )
 async def get_image(image_id: ImageId, request: Request) -> Response:
     """The bytes as they were sent, with the detected type."""
-    images, owner, visit = pipeline_of(request).images, caller_of(request).name, visit_of(request)
+    pipeline, owner, visit = pipeline_of(request), caller_of(request).name, visit_of(request)
     headers = etags.cache_headers(request, f'"{image_id}"') | SANDBOX
-    visit.enter()
-    record = await images.peek(owner, image_id)
-    if etags.matches(request, headers["ETag"]):
-        return etags.not_modified(headers)
-    visit.take(record.size_bytes)
-    stored = await images.get(owner, image_id)
-    visit.exit()
+    async with pipeline.bounded(visit):
+        record = await pipeline.images.peek(owner, image_id)
+        if etags.matches(request, headers["ETag"]):
+            return etags.not_modified(headers)
+        visit.take(record.size_bytes)
+        stored = await pipeline.images.get(owner, image_id)
     name = f"{image_id[:16]}.{stored.media_type.partition('/')[2]}"
     headers["Content-Disposition"] = disposition(name, stored.media_type)
     return pieces_response((stored.body,), headers, stored.media_type)
@@ -105,11 +105,13 @@ async def get_image(image_id: ImageId, request: Request) -> Response:
     operation_id="delete_image",
     dependencies=[Depends(refuse_parameters)],
     status_code=204,
-    responses=responses(None, 404, 422, 503) | {204: {"description": "It is gone"}},
+    responses=responses(None, 404, 422, 503, 504) | {204: {"description": "It is gone"}},
 )
 async def delete_image(image_id: ImageId, request: Request) -> Response:
     """Forget the image."""
-    await pipeline_of(request).images.delete(caller_of(request).name, image_id)
+    pipeline = pipeline_of(request)
+    async with pipeline.bounded(visit_of(request)):
+        await pipeline.images.delete(caller_of(request).name, image_id)
     return Response(None, 204)
 
 
@@ -181,7 +183,8 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
     model = await pipeline.find(job.model, job.version, visit_of(request), job.timeout_s)
     etags.check_digest(model, query.digest)
-    await pipeline.images.peek(caller_of(request).name, image_id)
+    async with pipeline.bounded(visit_of(request), job.timeout_s):
+        await pipeline.images.peek(caller_of(request).name, image_id)
     etag = etags.tag(model, image_id, query, pipeline.runtime)
     pinned = query.version is not None and query.digest is not None
     headers = etags.cache_headers(request, etag, pinned=pinned)
