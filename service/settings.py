@@ -33,7 +33,8 @@ def _words(value: Any) -> Any:
 
 
 def _split(value: Any) -> Any:
-    return value.split(os.pathsep) if isinstance(value, str) else value
+    # What is empty would mean the working directory.
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
 class Settings(BaseModel):

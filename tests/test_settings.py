@@ -39,6 +39,12 @@ def test_several_repositories_stand_in_one_variable() -> None:
     assert read_settings({}, {"FEATUREMAPS_MODELS": "/a:/b"}).models == (Path("/a"), Path("/b"))
 
 
+@pytest.mark.parametrize(("value", "models"), [("", ()), (":", ()), ("/a::", (Path("/a"),))])
+def test_nothing_given_is_not_the_working_directory(value: str, models: tuple[Path, ...]) -> None:
+    """As a compose file with `${MODELS:-}` gives it."""
+    assert read_settings({}, {"FEATUREMAPS_MODELS": value}).models == models
+
+
 @pytest.mark.parametrize("variable", ["FEATUREMAPS_PROT", "FEATUREMAPS_MAX_BODY", "FEATUREMAPS_"])
 def test_a_misspelt_variable_is_an_error(variable: str) -> None:
     with pytest.raises(ConfigurationError, match=variable):

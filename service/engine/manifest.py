@@ -20,6 +20,9 @@ CHANNELS_OF_COLOR = {"rgb": 3, "bgr": 3, "gray": 1, "y": 1}
 DEFAULT_SIDE = 224
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class InputSection(BaseModel):
     """`[input]`: how a photograph becomes the tensor, `x = (pixel * scale - mean) / std`."""
 
@@ -33,8 +36,8 @@ class InputSection(BaseModel):
     interpolation: Interpolation = "bilinear"
     color: Color | None = None
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    mean: list[float] | float = 0.0
-    std: list[Annotated[float, Field(gt=0)]] | Annotated[float, Field(gt=0)] = 1.0
+    mean: list[Finite] | Finite = 0.0
+    std: list[Annotated[Finite, Field(gt=0)]] | Annotated[Finite, Field(gt=0)] = 1.0
 
 
 class Manifest(BaseModel):
@@ -84,9 +87,11 @@ def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     if not path.is_relative_to(folder.resolve()):
         raise ModelFailed("model.toml: labels must lie in the model's own folder")
     try:
-        return tuple(path.read_text("utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        # Line breaks of files only: others, such as a form feed, may stand in a label.
+        lines = path.read_text("utf-8-sig").rstrip("\n").split("\n")
+    except (OSError, ValueError) as error:
         raise ModelFailed(f"the labels file {manifest.labels!r} cannot be read") from error
+    return tuple(lines) if lines != [""] else ()
 
 
 def preprocessing(manifest: Manifest, spec: TensorSpec) -> Preprocessing:
@@ -131,11 +136,39 @@ def constants(manifest: Manifest, inputs: Sequence[TensorSpec]) -> dict[str, Arr
     for name, value in manifest.constants.items():
         if name not in specs:
             raise ModelFailed(f"model.toml: constants: the graph has no input {name!r}")
-        try:
-            values[name] = np.asarray(value, dtype=specs[name].dtype)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ModelFailed(f"model.toml: constants: {name} does not fit {specs[name].dtype}") from error
+        values[name] = _constant(name, value, specs[name])
     return values
+
+
+def _constant(name: str, value: Any, spec: TensorSpec) -> Array:
+    """As the graph takes it, and no other value than is written."""
+    try:
+        given: Array = np.asarray(value)
+        with np.errstate(over="ignore"):
+            found: Array = given.astype(spec.dtype)
+        fits = _is_same(found, given)
+    except (ValueError, TypeError, OverflowError):
+        fits = False
+    if not fits:
+        raise ModelFailed(f"model.toml: constants: {name} is {str(value)[:100]}, which no {spec.dtype} holds")
+    if spec.shape is not None and not _is_of(found.shape, spec.shape):
+        sides = ["any" if side is None else side for side in spec.shape]
+        raise ModelFailed(f"model.toml: constants: {name} has shape {list(found.shape)} and takes {sides}")
+    return found
+
+
+def _is_same(found: Array, given: Array) -> bool:
+    """Floating point may round, but not to infinity; texts are no numbers."""
+    if (found.dtype.kind == "U") != (given.dtype.kind == "U"):
+        return False
+    if found.dtype.kind == "f":
+        return bool((np.isfinite(found) == np.isfinite(given)).all())
+    return np.array_equal(found, given)
+
+
+def _is_of(shape: tuple[int, ...], allowed: Sequence[int | None]) -> bool:
+    sides = zip(shape, allowed, strict=False)
+    return len(shape) == len(allowed) and all(free in (None, side) for side, free in sides)
 
 
 def at_size(recipe: Preprocessing, size: tuple[int, int]) -> Preprocessing:

@@ -52,15 +52,15 @@ class Rates:
         Raises:
             RateLimited: it is one too many.
         """
-        reset_at = await self._hit_shared(caller)
+        rate, reset_at = self._rate, await self._hit_shared(caller)
         if reset_at is None:
-            reset_at = self._hit(caller)
+            rate, reset_at = self._part, self._hit(caller)
         if reset_at:
             wait_s = max(math.ceil(reset_at - time.time()), 1)
             raise RateLimited(
-                f"more than {self._rate} were sent; the next is taken in {wait_s} s",
+                f"more than {rate} were sent; the next is taken in {wait_s} s",
                 retry_after_s=wait_s,
-                limit=self._rate.amount,
+                limit=rate.amount,
             )
 
     async def close(self) -> None:
@@ -107,9 +107,13 @@ def address_of(client: str) -> str:
 
 def _parsed(rate: str) -> limits.RateLimitItem:
     try:
-        return limits.parse(rate)
-    except ValueError as error:
-        raise ConfigurationError(f"rate_limit is like 100/minute or 5/second, not {rate!r}") from error
+        # The library takes several, and of those only the first would count.
+        (found,) = limits.parse_many(rate)
+        if found.amount > 0:
+            return found
+    except ValueError:
+        pass
+    raise ConfigurationError(f"rate_limit is one rate like 100/minute or 5/second, not {rate!r}")
 
 
 def _connections(url: str) -> ConnectionPool:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from service.engine.manifest import at_size, digest, preprocessing, read_labels, read_manifest
+from service.engine.manifest import at_size, constants, digest, preprocessing, read_labels, read_manifest
 from service.errors import ModelFailed
 from service.values import Preprocessing, TensorSpec
 
@@ -88,6 +89,81 @@ def test_labels_stand_in_a_file_one_a_line(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text("labels = 'names.txt'")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert read_labels(tmp_path, read_manifest(tmp_path)) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        ("\ufeffcat\ndog\x0cwolf\n", ("cat", "dog\x0cwolf")),
+        ("a\u2028b\r\nc\x85d\n\n", ("a\u2028b", "c\x85d")),
+        ("one\n\nthree", ("one", "", "three")),
+        ("", ()),
+    ],
+)
+def test_a_label_is_a_line_whatever_else_breaks_lines(
+    tmp_path: Path, content: str, labels: tuple[str, ...]
+) -> None:
+    """Each label more or less would give every class after it another's name."""
+    (tmp_path / "model.toml").write_text("labels = 'names.txt'")
+    (tmp_path / "names.txt").write_bytes(content.encode())
+    assert read_labels(tmp_path, read_manifest(tmp_path)) == labels
+
+
+def constant(folder: Path, text: str, dtype: str, shape: tuple[int | None, ...] | None) -> np.ndarray:
+    (folder / "model.toml").write_text(f"[constants]\nk = {text}\n")
+    return constants(read_manifest(folder), [TensorSpec("k", dtype, shape, None)])["k"]
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "shape", "value"),
+    [
+        ("2", "float32", (), np.float32(2)),
+        ("0.1", "float32", (), np.float32(0.1)),
+        ("[1, 2]", "int64", (None,), np.array([1, 2])),
+        ("inf", "float32", (), np.float32(np.inf)),
+        ("true", "bool", (), np.True_),
+        ("1", "bool", None, np.True_),
+        ('["a"]', "str", (1,), np.array(["a"])),
+        ("[[1.0, 2.0]]", "float16", (None, 2), np.array([[1, 2]], np.float16)),
+    ],
+)
+def test_a_constant_is_what_is_written(
+    tmp_path: Path, text: str, dtype: str, shape: tuple[int | None, ...] | None, value: np.ndarray
+) -> None:
+    found = constant(tmp_path, text, dtype, shape)
+    assert (found.shape, found.dtype) == (value.shape, value.dtype)
+    assert np.array_equal(found, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "shape", "says"),
+    [
+        ("[3.7]", "int64", (1,), "k is \\[3.7\\], which no int64 holds"),
+        ("300", "uint8", (), "no uint8 holds"),
+        ("1e300", "float32", (), "no float32 holds"),
+        ("0.5", "bool", (), "no bool holds"),
+        ('"7"', "int64", (), "no int64 holds"),
+        ("7", "str", (), "no str holds"),
+        ("[[1], [1, 2]]", "float32", None, "no float32 holds"),
+        ("99999999999999999999", "int64", (), "no int64 holds"),
+        ("2", "float32", (1,), "k has shape \\[\\] and takes \\[1\\]"),
+        ("[1, 2, 3, 4]", "float32", (1,), "k has shape \\[4\\]"),
+        ("[1, 2]", "float32", (None, 2), "takes \\['any', 2\\]"),
+    ],
+)
+def test_a_constant_that_the_graph_cannot_take_is_named(
+    tmp_path: Path, text: str, dtype: str, shape: tuple[int | None, ...] | None, says: str
+) -> None:
+    with pytest.raises(ModelFailed, match=says):
+        constant(tmp_path, text, dtype, shape)
+
+
+@pytest.mark.parametrize(
+    "line", ["mean = nan", "mean = [0.0, inf, 0.0]", "std = inf", "std = [1.0, nan, 1.0]"]
+)
+def test_what_would_make_every_map_nothing_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ModelFailed, match=f"input.{line.split()[0]}"):
+        recipe(tmp_path, f"[input]\n{line}\n")
 
 
 @pytest.mark.parametrize("path", ["../names.txt", "/etc/passwd", "missing.txt"])

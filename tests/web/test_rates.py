@@ -119,6 +119,19 @@ def test_any_number_of_addresses_takes_bounded_memory() -> None:
         asyncio.run(rates.take(f"address {3 * MOST_CALLERS - 1}"))
 
 
+def test_who_meets_one_of_several_workers_is_told_its_part() -> None:
+    rates = Rates("10/minute", workers=4)
+
+    async def ask() -> None:
+        for _ in range(2):
+            await rates.take("ann")
+        await rates.take("ann")
+
+    with pytest.raises(RateLimited, match="more than 2 per 1 minute") as refusal:
+        asyncio.run(ask())
+    assert refusal.value.extensions["limit"] == 2
+
+
 @pytest.mark.parametrize(
     ("client", "stands_for"),
     [
@@ -136,6 +149,9 @@ def test_an_address_stands_for_whoever_has_it(client: str, stands_for: str) -> N
     ("name", "value"),
     [
         ("rate_limit", "often"),
+        ("rate_limit", "0/minute"),
+        ("rate_limit", "5/second, 1000/hour"),
+        ("rate_limit", "100/minute;5/second"),
         ("trusted_proxies", ("*",)),
         ("trusted_proxies", ("10.0.0.1/8",)),
         ("rate_limit_store", "memcached://x"),
