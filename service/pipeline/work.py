@@ -152,10 +152,11 @@ class Pipeline:
         Raises:
             ModelNotFound, VersionNotFound, ModelFailed, CapacityError
         """
-        if (ready := self.catalog.entry(name).peek(version)) is not None:
-            return ready
-        async with self.bounded(visit, timeout_s):
-            return await self.models.get(name, version)
+        if (model := self.catalog.entry(name).peek(version)) is None:
+            async with self.bounded(visit, timeout_s):
+                model = await self.models.get(name, version)
+        visit.model = model.identity
+        return model
 
     async def extract(self, job: Job, visit: Visit | None = None) -> Payload:
         """Feature maps as a file of arrays.

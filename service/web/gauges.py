@@ -38,7 +38,9 @@ def _requests(figures: Figures) -> Iterable[Metric]:
     yield counter("joined", "Requests answered by an equal one's work", figures.joined)
     before, after = figures.coded
     coded = [(["before"], before), (["after"], after)]
-    yield counters("compressed_bytes", "Answers that were compressed, before and after", ["side"], coded)
+    yield counters(
+        "compressed_bytes", "Computed answers that were compressed, before and after", ["side"], coded
+    )
 
 
 def _plans(plans: Mapping[str, Kept], max_bytes: int) -> Iterable[Metric]:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.web.door import Readiness
 from service.web.exchange import EXCHANGE, Exchange, Tell
-from service.web.problems import bug
+from service.web.problems import INTERNAL, bug
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Unless an answer says otherwise, as pages do.
@@ -62,9 +62,12 @@ class RequestContext:
         except ClientDisconnect:
             pass  # The exchange knows, and what is told of it.
         except Exception as error:
-            if status:
+            if exchange.code == INTERNAL:
+                pass  # FastAPI has answered it, and hands it on all the same.
+            elif status:
                 raise  # The answer is under way; the server can only close the connection.
-            await bug(Request(scope), error)(scope, receive, send_with_headers)
+            else:
+                await bug(Request(scope), error)(scope, receive, send_with_headers)
         finally:
             exchange.end(status)
             for tell in self._tell:

@@ -80,6 +80,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
 
 
 async def refusal(request: Request, error: Exception) -> Response:
@@ -180,6 +181,10 @@ def _allowed(request: Request) -> list[str]:
     # What the document leaves out, such as itself and pages, can only be read.
     methods = methods or {"GET"}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return bug(request, error)
 
 
 def bug(request: Request, error: Exception) -> Response:

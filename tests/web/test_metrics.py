@@ -115,6 +115,15 @@ def test_no_text_of_a_client_becomes_a_label(service: Running) -> None:
     assert service.metric("featuremaps_requests_total", model="small", status="404") == 1
 
 
+def test_who_asks_about_a_model_is_counted_under_its_name(service: Running) -> None:
+    routes = ("", "/layers", "/filters?layer=stem/relu")
+    with client_of(service) as client:
+        assert [client.get(f"/v1/models/small{route}").status_code for route in routes] == [200] * 3
+    for route in routes:
+        asked = {"route": "/v1/models/{model}" + route.partition("?")[0], "model": "small"}
+        assert service.metric("featuremaps_requests_total", **asked) == 1
+
+
 def test_sums_and_counts_are_those_of_the_requests(service: Running) -> None:
     image = encoded(photograph(32, 32))
     with client_of(service) as client:

@@ -10,8 +10,11 @@ import pytest
 from service.app import make_app
 from service.settings import Settings
 from service.web import schemas
-from tests.builders import put, small_cnn
+from service.web.routes import models
+from tests.builders import encoded, photograph, put, small_cnn
 from tests.test_pipeline import held
+
+IMAGE = encoded(photograph(40, 30), "PNG")
 
 
 def test_one_broken_model_does_not_keep_the_others_from_serving(client: httpx.Client) -> None:
@@ -185,3 +188,32 @@ def test_what_is_told_of_a_model_has_a_place_and_a_deadline_while_it_loads(tmp_p
     finally:
         may_end.set()
         pipeline.close()
+
+
+def test_a_bug_of_ours_is_a_problem_document_on_every_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that FastAPI calls, and those that are called without it."""
+    put(tmp_path, "small", small_cnn())
+    app = make_app(Settings(models=(tmp_path,), image_store=""))
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("of ours")
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            assert (await client.get("/v1/models/small")).status_code == 200
+            monkeypatch.setattr(models, "model_description", broken)
+            monkeypatch.setattr(app.state.pipeline, "extract", broken)
+            url = "/v1/models/small/features?layers=stem/relu"
+            return [await client.get("/v1/models/small"), await client.post(url, content=IMAGE)]
+
+    try:
+        answers = asyncio.run(ask())
+    finally:
+        app.state.pipeline.close()
+    for answer in answers:
+        told = answer.json()
+        assert (answer.status_code, told["code"]) == (500, "internal")
+        assert told["request_id"] == answer.headers["X-Request-Id"]
+        assert "of ours" not in told["detail"]

@@ -11,7 +11,7 @@ from service.output.pictures.files import refuse_side
 from service.output.pictures.mosaic import Mosaic, lay_out, lay_out_bars
 from service.output.pictures.planes import extent
 from service.output.window import has_place
-from service.values import Drawing, Layer, Style
+from service.values import Drawing, Layer, PictureFormat, Style
 
 MAX_PIXELS = 16_000_000
 MAX_COLUMNS = 4096
@@ -174,15 +174,24 @@ def _check_size(layer: Layer, size: tuple[int, ...], drawing: Drawing) -> None:
         _check_work(layer, size)
     if drawing.style == "overlay":
         return
-    height, width = mosaic_of(size, drawing).size
+    refuse_size(f"layer {layer.name!r}", mosaic_of(size, drawing).size, drawing.format)
+
+
+def refuse_size(subject: str, size: tuple[int, int], name: PictureFormat) -> None:
+    """Refuse a picture (y, x) that is too large to be drawn, or for its format.
+
+    Raises:
+        NotDrawable
+    """
+    height, width = size
     if height * width > MAX_PIXELS:
         raise NotDrawable(
-            f"the picture of layer {layer.name!r} would be {width} x {height} pixels, {height * width} in "
+            f"the picture of {subject} would be {width} x {height} pixels, {height * width} in "
             f"all, and at most {MAX_PIXELS} are drawn: ask for a smaller scale, fewer channels or a region",
             limit=MAX_PIXELS,
             actual=height * width,
         )
-    refuse_side((height, width), drawing.format)
+    refuse_side(size, name)
 
 
 def _check_work(layer: Layer, size: tuple[int, ...]) -> None:

@@ -78,6 +78,7 @@ async def list_layers(
     pipeline = pipeline_of(request)
     visit = visit_of(request)
     selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), visit)
+    visit.model = selected.model.identity
     accepted = request.headers.get("accept-encoding")
     response: Response = await pipeline.in_thread(
         lambda: long_json_response(layer_list(selected), selected.model.identity, accepted)

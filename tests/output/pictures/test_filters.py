@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from service.errors import NotDrawable
 from service.output.pictures.filters import draw_filters
 from tests.output.pictures.maps import opened
 
@@ -30,3 +31,10 @@ def test_a_weight_has_its_level_whatever_others_are(values: list[float], levels:
     weights = np.array(values).reshape(4, 1, 1, 1)
     assert drawn(weights, colored=False).ravel().tolist() == levels
     assert drawn(weights.repeat(3, axis=1), colored=True).tolist() == [[level] * 3 for level in levels]
+
+
+@pytest.mark.parametrize(("shape", "format"), [((1026, 1, 1, 1024), "webp"), ((40000, 1, 30, 30), "png")])
+def test_filters_too_large_for_a_picture_are_refused(shape: tuple[int, ...], format: str) -> None:  # noqa: A002
+    """The first as in front of networks that hear."""
+    with pytest.raises(NotDrawable, match="pixels"):
+        draw_filters(np.zeros(shape, np.float32), colored=False, format=format)
