@@ -157,6 +157,7 @@ def test_an_error_is_one_line_and_a_status(
         ("http://127.0.0.1:1", 1, "gives no answer"),
         ("127.0.0.1:8000", 2, "http://HOST:PORT"),
         ("http://127.0.0.1:8000/?x=1", 2, "http://HOST:PORT"),
+        ("http://[::1", 2, "is no address"),
     ],
 )
 def test_a_wrong_address_is_one_line(url: str, status: int, text: str) -> None:

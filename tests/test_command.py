@@ -129,6 +129,7 @@ def test_render_draws_what_the_service_draws(
         (["layers", "broken"], 1, "Git LFS"),
         (["layers", "small", "--layers", "stem/rellu"], 1, "did you mean 'stem/relu'"),
         (["layers", "small", "--size", "big"], 2, "HxW"),
+        (["layers", "small", "--size", "224x٣"], 2, "HxW"),
         (["models", "--provider", "tpu"], 2, "setting provider"),
         (["models", "--threads", "-1"], 2, "setting threads"),
         (["serve", "--port", "99999"], 2, "setting port"),

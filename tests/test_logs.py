@@ -1,5 +1,6 @@
 """Log lines: what they tell, and that nobody can forge one."""
 
+import io
 import json
 import logging
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from service.cli.logs import JsonLines, TextLines
 from tests.builders import encoded, photograph
@@ -89,6 +91,21 @@ def test_a_refusal_tells_its_code_and_no_route(server: Server) -> None:
     line = told(server, "lost")
     assert (line["status"], line["code"], line["path"]) == (404, "not-found", "/v1/no\nthing")
     assert "route" not in line
+
+
+def test_what_images_hold_beside_pixels_is_not_logged(repository: Path) -> None:
+    """Pillow tells it to whoever debugs."""
+    exif = Image.Exif()
+    exif[0x013B] = "PRIVATE-NAME"  # Artist
+    picture = photograph(32, 32)
+    with serving("--models", str(repository), "--log-level", "debug") as server, server.client() as client:
+        for kind in ("TIFF", "JPEG", "PNG"):
+            stream = io.BytesIO()
+            picture.save(stream, kind, exif=exif)
+            url = "/v1/models/small/features?layers=stem/relu"
+            assert client.post(url, content=stream.getvalue()).status_code == 200
+    assert server.log
+    assert not [line for line in server.log if "PRIVATE" in line or "PIL." in line]
 
 
 def test_neither_queries_nor_keys_are_logged(server: Server) -> None:

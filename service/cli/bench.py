@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -125,6 +125,7 @@ async def _measured(
         own, served = cpu_seconds(), process.cpu_seconds() if process else 0.0
         measured = await measure(load, schedule, seen)
         own, served = cpu_seconds() - own, process.cpu_seconds() - served if process else 0.0
+    measured = replace(measured, late=tuple(load.take()))
     return {
         **row(arrivals, measured),
         "not_begun": load.not_begun,
@@ -134,13 +135,13 @@ async def _measured(
 
 
 def row(arrivals: Arrivals, measured: Measured) -> dict[str, Any]:
-    """One load's figures: rates and latencies of the windows kept, refusals and failures of all.
+    """One load's figures: rates of the windows kept, latencies of what began in them, refusals of all.
 
     Times are milliseconds, null where nothing was answered; medians are over answers, percentiles by
     nearest rank.
     """
     kept, whole = measured.kept, measured.whole
-    samples = whole.samples
+    samples = (*whole.samples, *measured.late)
     refused = by_status(samples)
     return {
         "load": str(arrivals),
@@ -152,7 +153,7 @@ def row(arrivals: Arrivals, measured: Measured) -> dict[str, Any]:
         "answers": len(whole.answers),
         "answers_kept": len(kept.answers),
         "answers_per_s": round(kept.rate, 3),
-        **_latencies(kept.answers),
+        **_latencies([sample for sample in measured.begun if sample.answered]),
         "bytes": _figure([s.size for s in kept.answers], 50),
         "refused": {str(status): len(those) for status, those in refused.items()},
         "refused_p99_ms": {
@@ -314,7 +315,10 @@ def read_url(text: str) -> str:
     Raises:
         click.BadParameter
     """
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no address: {error}", param_hint="URL") from error
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise click.BadParameter(f"{text!r} is not http://HOST:PORT", param_hint="URL")
     return text.rstrip("/")

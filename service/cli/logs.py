@@ -21,6 +21,8 @@ def set_up(settings: Settings, worker: int | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(worker) if settings.log_format == "json" else TextLines(worker))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    # Pillow tells what files hold, names among it, and calls errors what clients send.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class TextLines(logging.Formatter):

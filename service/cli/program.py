@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -23,6 +24,7 @@ from service.output.words import read_channels, read_grid, read_region
 from service.settings import KEY_VARIABLE, Settings, read_settings, service_links
 from service.values import Compress, Drawing, Reduction
 from service.web.keys import INFER, SCOPES, make_key
+from service.web.queries import SIDES
 
 log = logging.getLogger("featuremaps.settings")
 SECONDS = click.FloatRange(0.1, 3600)
@@ -246,10 +248,10 @@ def bench(url: str, target: Path | None, **asked: Any) -> None:
     """Measure a running service at URL: answers a second, and where the time of an answer goes.
 
     Each layer set is measured under each load, in windows until three in a row agree. Those three give
-    answers/s, the percentiles by nearest rank and the medians apart, all in ms: queue; decode, with
-    preprocessing; run; encode, with reduction and compression; network, what is left of the client's
-    time: HTTP and the bytes under way, at both ends. Refused and failed requests, RSS (before/peak/after)
-    and the server's CPU time an answer are of the whole measurement.
+    answers/s, and what began in them the percentiles by nearest rank and the medians apart, all in ms:
+    queue; decode, with preprocessing; run; encode, with reduction and compression; network, what is left
+    of the client's time: HTTP and the bytes under way, at both ends. Refused and failed requests, RSS
+    (before/peak/after) and the server's CPU time an answer are of the whole measurement.
 
     \b
     Examples:
@@ -362,12 +364,9 @@ def _name(model: str) -> str:
 def _sides(size: str | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    try:
-        height, width = (int(side) for side in size.split("x"))
-        if height < 1 or width < 1:
-            raise ValueError(size)
-    except ValueError as error:
-        raise click.BadParameter(f"{size!r} is not HxW, such as 224x224", param_hint="--size") from error
+    if not re.fullmatch(SIDES, size):
+        raise click.BadParameter(f"{size!r} is not HxW, such as 224x224", param_hint="--size")
+    height, width = map(int, size.split("x"))
     return height, width
 
 

@@ -61,16 +61,27 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Measured:
-    """All windows in order, and whether the last ones agree."""
+    """All windows in order, and whether the last ones agree.
+
+    They ended at `end`, a time of `time.perf_counter`; `late` is what was under way then, once it is over.
+    """
 
     windows: tuple[Window, ...]
     stable: bool
     until_stable: bool
+    end: float
+    late: tuple[Sample, ...] = ()
 
     @property
     def kept(self) -> Window:
         """What is reported, as one window: the last ones that agree, or all where the time was fixed."""
         return join(self.windows[-AGREEING:] if self.until_stable else self.windows)
+
+    @property
+    def begun(self) -> tuple[Sample, ...]:
+        """What began in the windows kept, whenever it ended: else the slowest would never be counted."""
+        start = self.end - self.kept.seconds
+        return tuple(s for s in (*self.whole.samples, *self.late) if start <= s.start < self.end)
 
     @property
     def whole(self) -> Window:
@@ -88,7 +99,8 @@ async def measure(load: Load, schedule: Schedule, seen: Callable[[Window], None]
         seen(windows[-1])
         if schedule.until_stable and stable(windows, schedule.tolerance):
             break
-    return Measured(tuple(windows), stable(windows, schedule.tolerance), schedule.until_stable)
+    is_stable = stable(windows, schedule.tolerance)
+    return Measured(tuple(windows), is_stable, schedule.until_stable, time.perf_counter())
 
 
 def stable(windows: Sequence[Window], tolerance: float) -> bool:

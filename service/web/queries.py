@@ -168,7 +168,9 @@ class RenderQuery(VersionQuery, PartQuery, DeadlineQuery):
     scale: int | None = Field(None, ge=1, le=1024, description="Pixels a cell, whole")
     image_weight: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Weight of the photograph")
     target: int | None = Field(None, ge=0, le=10_000_000, description="Class index for style=cam")
-    format: PictureFormat = Field("png", description="png and webp are exact, jpeg is lossy")
+    format: PictureFormat = Field(
+        "png", description="png is exact, and webp but for pictures without a colormap; jpeg is lossy"
+    )
     size: Size | None = LayersQuery.model_fields["size"]  # type: ignore[assignment]
 
 
