@@ -13,8 +13,8 @@ from service.engine.loaded import LoadedModel
 from service.errors import VersionNotFound
 from service.web.access import caller_of
 
-# Seconds: a year, as long as the standard makes sense of.
-FOR_EVER = 31_536_000
+# A day in seconds: another release of the service or the runtime may round or draw otherwise.
+LASTING_S = 86_400
 # The deadline changes whether there is an answer, not which.
 NOT_PART_OF_THE_ANSWER = {"timeout_s"}
 
@@ -49,23 +49,28 @@ def matches(request: Request, etag: str) -> bool:
     return etag.removeprefix("W/") in [part.removeprefix("W/") for part in given]
 
 
-def check_digest(model: LoadedModel, digest: str | None) -> None:
-    """Refuse a pinned digest that is another model's.
+def check_digests(model: LoadedModel, digest: str | None, preprocessing_digest: str | None) -> None:
+    """Refuse pinned digests that are another model's, or of another preprocessing.
 
     Raises:
         VersionNotFound
     """
-    if digest is not None and digest != model.identity.digest:
-        raise VersionNotFound(
-            f"model {model.identity.name!r} version {model.identity.version} has the digest "
-            f"{model.identity.digest}, not {digest[:64]!r}"
-        )
+    who = model.identity
+    asked = {"digest": digest, "preprocessing_digest": preprocessing_digest}
+    for name, given in asked.items():
+        if given is not None and given != getattr(who, name):
+            raise VersionNotFound(
+                f"model {who.name!r} version {who.version} has the {name} {getattr(who, name)}, not {given!r}"
+            )
 
 
 def cache_headers(request: Request, etag: str, *, pinned: bool = False) -> dict[str, str]:
-    """`immutable` only where the URL names the very model; with keys on, an answer is its caller's own."""
+    """`immutable` only where the URL names the very model and its preprocessing.
+
+    With keys on, an answer is its caller's own.
+    """
     is_private = bool(caller_of(request).name)
-    lasting = f"max-age={FOR_EVER}, immutable" if pinned else "no-cache"
+    lasting = f"max-age={LASTING_S}, immutable" if pinned else "no-cache"
     return {
         "ETag": etag,
         "Cache-Control": f"{'private' if is_private else 'public'}, {lasting}",

@@ -190,9 +190,12 @@ class KeptQuery(BaseModel):
 
     model: str = Field(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])
     digest: str | None = Field(
+        None, pattern=SHA256, description="The model's digest, as get_model tells it: of no other is answered"
+    )
+    preprocessing_digest: str | None = Field(
         None,
         pattern=SHA256,
-        description="The model's digest: with `version` the answer never changes",
+        description="The same of its preprocessing: with `version` and `digest` an answer is good for a day",
     )
 
 

@@ -51,10 +51,11 @@ def up(
 
 
 def pinned(client: httpx.Client, **headers: str) -> str:
-    """A link whose answer can never change."""
+    """A link whose answer does not change."""
     image = client.post("/v1/images", content=IMAGE, headers=headers).json()["id"]
     model = client.get("/v1/models/cifar-resnet", headers=headers).json()
-    return f"/v1/images/{image}/render?model=cifar-resnet&layer=stem.relu&version=1&digest={model['digest']}"
+    pins = "&".join(f"{name}={model[name]}" for name in ("version", "digest", "preprocessing_digest"))
+    return f"/v1/images/{image}/render?model=cifar-resnet&layer=stem.relu&{pins}"
 
 
 def test_up_gives_a_service_behind_a_proxy_that_keeps_what_cannot_change(image: str) -> None:

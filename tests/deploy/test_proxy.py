@@ -47,8 +47,13 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture
 def pinned(through: httpx.Client) -> str:
-    """A link that names the very model, so that its answer can never change."""
-    return f"{address(through, IMAGE)}&version=1&digest={through.get('/v1/models/small').json()['digest']}"
+    """A link that names the very model and preprocessing, so that its answer does not change."""
+    return f"{address(through, IMAGE)}&{pins(through)}"
+
+
+def pins(client: httpx.Client, **headers: str) -> str:
+    told = client.get("/v1/models/small", headers=headers).json()
+    return "&".join(f"{name}={told[name]}" for name in ("version", "digest", "preprocessing_digest"))
 
 
 def address(client: httpx.Client, image: bytes, **headers: str) -> str:
@@ -164,8 +169,7 @@ def test_a_cached_answer_is_given_to_its_own_caller_only(repository: Path, tmp_p
         httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
     ):
         one, two = ({"Authorization": f"Bearer {name}"} for name in ("one", "two"))
-        digest = client.get("/v1/models/small", headers=one).json()["digest"]
-        link = f"{address(client, IMAGE, **one)}&version=1&digest={digest}"
+        link = f"{address(client, IMAGE, **one)}&{pins(client, **one)}"
         asked = [client.get(link, headers=headers) for headers in (one, one, two, {}, one)]
     told = [(answer.status_code, answer.headers.get("X-Cache")) for answer in asked]
     assert told == [(200, "MISS"), (200, "HIT"), (404, "MISS"), (401, None), (200, "HIT")]
@@ -183,9 +187,8 @@ def test_a_deleted_image_is_gone_from_the_proxy_a_while_later(
         proxying(server.url, tmp_path, proxy_cache_valid="200 1s") as url,
         httpx.Client(base_url=url, timeout=60, trust_env=False) as asking,
     ):
-        digest = client.get("/v1/models/small").json()["digest"]
         image = encoded(photograph(seed=12))
-        link = f"{address(asking, image)}&version=1&digest={digest}"
+        link = f"{address(asking, image)}&{pins(client)}"
         assert [asking.get(link).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
         until(lambda: asking.get(link).headers["X-Cache"] == "REVALIDATED")
         assert asking.delete(link.partition("/features")[0]).status_code == 204

@@ -182,8 +182,9 @@ def test_another_keys_tag_does_not_tell_that_an_image_is_there(ring: Ring) -> No
 
 def test_with_keys_on_nothing_is_for_shared_caches(ring: Ring) -> None:
     image = ring.ask("ann", "POST", "/v1/images", IMAGE).json()["id"]
-    digest = ring.ask("ann", "GET", "/v1/models/small").json()["digest"]
-    pinned = f"/v1/images/{image}/statistics?model=small&version=1&digest={digest}"
+    told = ring.ask("ann", "GET", "/v1/models/small").json()
+    pins = "&".join(f"{name}={told[name]}" for name in ("version", "digest", "preprocessing_digest"))
+    pinned = f"/v1/images/{image}/statistics?model=small&{pins}"
     for url in (f"/v1/images/{image}", pinned, "/v1/models/small/filters?layer=stem/conv"):
         answer = ring.ask("ann", "GET", url)
         assert answer.headers["Cache-Control"].split(", ")[0] == "private"

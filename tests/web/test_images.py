@@ -33,6 +33,7 @@ OTHER = {
     "model": "fixed",
     "version": "1",
     "digest": None,
+    "preprocessing_digest": None,
     "layers": "block2.add",
     "layer": "block2.add",
     "size": "64x64",
@@ -156,7 +157,7 @@ def parameters() -> list[tuple[str, str]]:
         (kind, name)
         for kind, (schema, _) in KINDS.items()
         for name in schema.model_fields
-        if name not in ("timeout_s", "digest")
+        if OTHER.get(name, name) is not None and name != "timeout_s"
     ]
 
 
@@ -179,12 +180,20 @@ def test_the_deadline_is_no_part_of_the_answer(client: httpx.Client, kept: str) 
     )
 
 
-def test_only_a_pinned_url_lasts_for_ever(client: httpx.Client, kept: str) -> None:
-    digest = client.get("/v1/models/small").json()["digest"]
-    pinned = get(client, kept, "render", version="1", digest=digest)
-    assert "immutable" in pinned.headers["Cache-Control"]
-    assert "immutable" not in get(client, kept, "render", version="1").headers["Cache-Control"]
-    assert get(client, kept, "render", version="1", digest="0" * 64).status_code == 404
+def pinned(client: httpx.Client) -> dict[str, str]:
+    told = client.get("/v1/models/small").json()
+    return {name: told[name] for name in ("version", "digest", "preprocessing_digest")}
+
+
+def test_only_a_url_that_pins_model_and_preprocessing_lasts(client: httpx.Client, kept: str) -> None:
+    pins = pinned(client)
+    lasting = get(client, kept, "render", **pins).headers["Cache-Control"]
+    assert "max-age=86400, immutable" in lasting
+    for name in pins:
+        fewer = {other: value for other, value in pins.items() if other != name}
+        assert "no-cache" in get(client, kept, "render", **fewer).headers["Cache-Control"]
+    for name in ("digest", "preprocessing_digest"):
+        assert get(client, kept, "render", **{**pins, name: "0" * 64}).status_code == 404
 
 
 def test_errors_are_not_stored(client: httpx.Client, kept: str) -> None:
@@ -422,7 +431,7 @@ def test_an_image_that_takes_long_to_decode_has_a_deadline_and_holds_up_nobody(
 def test_a_model_that_is_replaced_meanwhile_answers_for_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its numbers would be kept for a year under the digest of the one before."""
+    """Its numbers would be kept for a day under the digest of the one before."""
     put(tmp_path / "models", "small", small_cnn())
     store = str(tmp_path / "images.sqlite3")
     app = make_app(Settings(models=(tmp_path / "models",), image_store=store, load="lazy"))

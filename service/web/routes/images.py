@@ -182,11 +182,11 @@ async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -
     pipeline = pipeline_of(request)
     job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
     model = await pipeline.find(job.model, job.version, visit_of(request), job.timeout_s)
-    etags.check_digest(model, query.digest)
+    etags.check_digests(model, query.digest, query.preprocessing_digest)
     async with pipeline.bounded(visit_of(request), job.timeout_s):
         await pipeline.images.peek(caller_of(request).name, image_id)
     etag = etags.tag(model, image_id, query, pipeline.runtime)
-    pinned = query.version is not None and query.digest is not None
+    pinned = None not in (query.version, query.digest, query.preprocessing_digest)
     headers = etags.cache_headers(request, etag, pinned=pinned)
     if etags.matches(request, etag):
         return etags.not_modified(headers | model_headers(model.identity))

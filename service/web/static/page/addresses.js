@@ -55,7 +55,8 @@ export function drawing(view) {
 }
 
 function address(path, network, asked) {
-  return `${path}?${query({ model: network.name, ...asked, version: network.version, digest: network.digest })}`;
+  const { version, digest, preprocessingDigest } = network;
+  return `${path}?${query({ model: network.name, ...asked, version, digest, preprocessing_digest: preprocessingDigest })}`;
 }
 
 function query(asked) {

@@ -34,7 +34,7 @@ export function array(address) {
 
 /** Minimum, maximum, mean, sparsity, dead channels and channels' means of one layer; several go in one question. */
 export function statistics(image, network, name) {
-  const origin = `${image} ${network.digest}`;
+  const origin = `${image} ${network.digest} ${network.preprocessingDigest}`;
   const key = `${origin} ${name}`;
   if (!numbers.has(key)) {
     const coming = new Promise((resolve, reject) => gather(origin, { image, network, name, resolve, reject }));

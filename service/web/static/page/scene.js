@@ -98,6 +98,7 @@ async function load(name) {
     name,
     version: listed.version,
     digest: listed.digest,
+    preprocessingDigest: told.preprocessing_digest,
     layers: listed.layers,
     byName: new Map(listed.layers.map((layer) => [layer.name, layer])),
     totalMacs: listed.total_macs,

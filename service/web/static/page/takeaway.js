@@ -60,6 +60,7 @@ function posted(address) {
   const query = new URLSearchParams(text);
   query.delete("model");
   query.delete("digest");
+  query.delete("preprocessing_digest");
   return `v1/models/${scene.network.name}/${path.split("/").at(-1)}?${query}`;
 }
 
