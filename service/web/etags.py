@@ -45,7 +45,7 @@ def matches(request: Request, etag: str) -> bool:
 
     `*` asks whether there is any answer, which is not known before it is computed: it matches none.
     """
-    given = [part.strip() for part in request.headers.get("if-none-match", "").split(",")]
+    given = [part.strip() for part in ",".join(request.headers.getlist("if-none-match")).split(",")]
     return etag.removeprefix("W/") in [part.removeprefix("W/") for part in given]
 
 
