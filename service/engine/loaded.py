@@ -84,6 +84,11 @@ class LoadedModel:
         return self._runtime.optimization
 
     @property
+    def tf32(self) -> bool:
+        """Whether a GPU rounds to TF32 in convolutions."""
+        return self._runtime.tf32
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The graph's true inputs; the image's carries its layout."""
         image = self.image_input

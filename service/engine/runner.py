@@ -191,7 +191,7 @@ class Runtime:
         share_heap()
         _share_threads(threads)
         self.version: str = ort.__version__
-        self.optimization = optimization
+        self.optimization, self.tf32 = optimization, tf32
         self._providers: list[Any] = list(CPU)
         if provider != "cpu" and _prepare_cuda():
             self._providers.insert(0, ("CUDAExecutionProvider", {**CUDA_OPTIONS, "use_tf32": str(int(tf32))}))

@@ -29,6 +29,7 @@ def tag(model: LoadedModel, subject: str, query: BaseModel, runtime: str) -> str
         "runtime": runtime,
         "provider": model.provider,
         "graph_optimization": model.graph_optimization,
+        "tf32": model.tf32,
         "digest": model.identity.digest,
         "preprocessing_digest": model.identity.preprocessing_digest,
         "model": [model.identity.name, model.identity.version],

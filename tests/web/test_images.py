@@ -464,3 +464,24 @@ def test_a_model_that_is_replaced_meanwhile_answers_for_no_other(
         pipeline.close()
     assert (meanwhile.status_code, meanwhile.json()["code"]) == (503, "not-ready")
     assert later.status_code == 404
+
+
+def test_settings_that_change_the_numbers_change_the_tag(tmp_path: Path) -> None:
+    put(tmp_path / "models", "small", small_cnn())
+
+    async def ask(app: FastAPI) -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            image = (await client.post("/v1/images", content=IMAGE)).json()["id"]
+            answer = await client.get(f"/v1/images/{image}/features?model=small&layers=stem/relu")
+            return answer.headers["ETag"]
+
+    tags = []
+    for number, more in enumerate([{}, {"tf32": True}, {"graph_optimization": "off"}, {}]):
+        store = str(tmp_path / f"images{number}.sqlite3")
+        app = make_app(Settings(models=(tmp_path / "models",), image_store=store, **more))
+        try:
+            tags.append(asyncio.run(ask(app)))
+        finally:
+            app.state.pipeline.close()
+    assert tags[0] == tags[3]
+    assert len(set(tags)) == 3
