@@ -1,5 +1,6 @@
 """A service in this process, over real sockets, whose inside a test can look at."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from onnx import helper
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +20,7 @@ from service.app import make_app
 from service.pipeline.admission import Admission
 from service.settings import Settings
 from tests.builders import model, weight
+from tests.test_pipeline import held
 
 
 def slow_cnn() -> object:
@@ -59,6 +62,25 @@ class Running:
 
     def until_idle(self, seconds: float = 10.0) -> None:
         self.until(lambda: not (self.admission.requests or self.admission.held_bytes), seconds)
+
+
+def statuses_while_loading(app: FastAPI, name: str, url: str, image: bytes | None = None) -> list[int]:
+    """Of five who ask at one time about a model that does not end loading; `image` is kept first."""
+    pipeline = app.state.pipeline
+    _, may_end = held(pipeline, name)
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            if image is not None:
+                assert (await client.post("/v1/images", content=image)).status_code == 201
+            answers = await asyncio.wait_for(asyncio.gather(*(client.get(url) for _ in range(5))), 20)
+        return sorted(answer.status_code for answer in answers)
+
+    try:
+        return asyncio.run(ask())
+    finally:
+        may_end.set()
+        pipeline.close()
 
 
 @contextlib.contextmanager

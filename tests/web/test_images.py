@@ -20,7 +20,7 @@ from service.pipeline import images as images_module
 from service.settings import Settings
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery
 from tests.builders import encoded, photograph, put, small_cnn
-from tests.test_pipeline import held
+from tests.web.inside import statuses_while_loading
 
 IMAGE = encoded(photograph(seed=5), "JPEG", quality=90)
 KINDS = {
@@ -386,21 +386,9 @@ def test_maps_of_a_kept_image_have_a_deadline_while_their_model_loads(tmp_path: 
     put(tmp_path / "models", "slow", small_cnn())
     store = str(tmp_path / "images.sqlite3")
     app = make_app(Settings(models=(tmp_path / "models",), image_store=store, load="lazy", max_in_flight=2))
-    pipeline = app.state.pipeline
-    _, may_end = held(pipeline, "slow")
-
-    async def ask() -> list[int]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-            image = (await client.post("/v1/images", content=IMAGE)).json()["id"]
-            url = f"/v1/images/{image}/features?model=slow&layers=stem/relu&timeout_s=0.3"
-            answers = await asyncio.wait_for(asyncio.gather(*(client.get(url) for _ in range(5))), 20)
-        return sorted(answer.status_code for answer in answers)
-
-    try:
-        assert asyncio.run(ask()) == [503, 503, 503, 504, 504]
-    finally:
-        may_end.set()
-        pipeline.close()
+    image = hashlib.sha256(IMAGE).hexdigest()
+    url = f"/v1/images/{image}/features?model=slow&layers=stem/relu&timeout_s=0.3"
+    assert statuses_while_loading(app, "slow", url, IMAGE) == [503, 503, 503, 504, 504]
 
 
 def test_an_image_that_takes_long_to_decode_has_a_deadline_and_holds_up_nobody(

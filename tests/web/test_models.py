@@ -12,7 +12,7 @@ from service.settings import Settings
 from service.web import schemas
 from service.web.routes import models
 from tests.builders import encoded, photograph, put, small_cnn
-from tests.test_pipeline import held
+from tests.web.inside import statuses_while_loading
 
 IMAGE = encoded(photograph(40, 30), "PNG")
 
@@ -174,20 +174,7 @@ def test_version_shows_the_limits(client: httpx.Client) -> None:
 def test_what_is_told_of_a_model_has_a_place_and_a_deadline_while_it_loads(tmp_path: Path, url: str) -> None:
     put(tmp_path, "slow", small_cnn())
     settings = Settings(models=(tmp_path,), image_store="", load="lazy", max_in_flight=2, max_timeout_s=0.3)
-    app = make_app(settings)
-    pipeline = app.state.pipeline
-    _, may_end = held(pipeline, "slow")
-
-    async def ask() -> list[int]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
-            answers = await asyncio.wait_for(asyncio.gather(*(client.get(url) for _ in range(5))), 20)
-        return sorted(answer.status_code for answer in answers)
-
-    try:
-        assert asyncio.run(ask()) == [503, 503, 503, 504, 504]
-    finally:
-        may_end.set()
-        pipeline.close()
+    assert statuses_while_loading(make_app(settings), "slow", url) == [503, 503, 503, 504, 504]
 
 
 def test_a_bug_of_ours_is_a_problem_document_on_every_route(
