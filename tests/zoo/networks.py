@@ -1,0 +1,98 @@
+"""The networks of the zoo test: timm's and torchvision's, with random weights, by name.
+
+Weights are seeded and batch statistics come from one forward pass on noise, so that activations keep the
+magnitudes that trained networks have and every export can be made again bit for bit.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tests.zoo import torchvision_cpu  # noqa: F401  # Before timm, which imports torchvision.
+# isort: split
+import timm
+import torchvision
+
+from tests.zoo.shapes import DETECTORS
+
+TIMM = """
+resnet18 resnet50 mobilenetv2_100 mobilenetv3_small_100 efficientnet_b0 densenet121 regnetx_002 regnety_004
+convnext_atto inception_v3 tf_efficientnetv2_b0 hrnet_w18_small dla34 resnext50_32x4d seresnet50
+res2net50_26w_4s resnest14d vgg11_bn efficientnet_lite0 mnasnet_100 ghostnet_100 fbnetc_100 ese_vovnet19b_dw
+cspresnet50 cspdarknet53 repvgg_a0 inception_v4 xception41 eca_nfnet_l0 mixnet_s tinynet_e lcnet_050
+hardcorenas_a skresnet18 selecsls42b dpn68 rexnet_100 nf_resnet50 legacy_seresnet18 edgenext_xx_small
+mobileone_s0 fastvit_t8 mobilevit_xxs poolformer_s12 efficientformer_l1 levit_128s
+swin_tiny_patch4_window7_224 vit_tiny_patch16_224 deit_tiny_patch16_224 coatnet_0_rw_224 maxvit_tiny_tf_224
+tf_efficientnet_b0 mobilenetv4_conv_small repvit_m0_9 hgnetv2_b0 starnet_s1 efficientvit_b0
+""".split()
+# Exported by TorchScript with a fixed batch and by dynamo with a free one only.
+TIMM_TWICE = """
+convnextv2_atto cs3darknet_s ecaresnet26t efficientnetv2_rw_t gcresnet33ts inception_resnet_v2 resnet50_gn
+resnet50d resnetaa50 resnetv2_50x1_bit
+""".split()
+TORCHVISION = ["googlenet", "shufflenet_v2_x1_0", "squeezenet1_1"]
+CLASSIFIERS = [*TIMM, "resnet50_os8", *TORCHVISION, *TIMM_TWICE]
+VARIANTS = ("fixed", "free", "dynamo")
+# The whole study: (network, variant).
+EXPORTS = [(n, v) for n in CLASSIFIERS for v in VARIANTS if v != "free" or n not in TIMM_TWICE]
+
+
+def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A network in evaluation mode and the shape (C, H, W) of its input."""
+    torch.manual_seed(0)
+    net, shape = _create(name)
+    _set_batch_statistics(net, shape)
+    return net.eval(), shape
+
+
+def images(shape: tuple[int, int, int], count: int = 2, seed: int = 1) -> torch.Tensor:
+    """Noise of `count` images (N, C, H, W) float32."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _create(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    if name in DETECTORS:
+        return DETECTORS[name]()
+    if name in TORCHVISION:
+        return _torchvision()[name](), (3, 224, 224)
+    more = {"output_stride": 8} if name.endswith("_os8") else {}
+    net = timm.create_model(name.removesuffix("_os8"), pretrained=False, **more)
+    return net, timm.data.resolve_model_data_config(net)["input_size"]
+
+
+def _torchvision() -> dict[str, Callable[[], nn.Module]]:
+    models = torchvision.models
+    return {
+        "googlenet": lambda: models.googlenet(aux_logits=False, init_weights=True),
+        "shufflenet_v2_x1_0": lambda: models.shufflenet_v2_x1_0(),
+        "squeezenet1_1": lambda: models.squeezenet1_1(),
+    }
+
+
+@torch.no_grad()
+def _set_batch_statistics(net: nn.Module, shape: tuple[int, int, int]) -> None:
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+        norm.reset_running_stats()
+    if norms:
+        net.train()(images(shape, 4, seed=2))
+
+
+def export(net: nn.Module, shape: tuple[int, int, int], variant: str, path: Path) -> None:
+    """Write one export: `fixed` and `free` batch by TorchScript, `dynamo` with a free batch."""
+    x = images(shape)
+    if variant == "dynamo":
+        batch = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(net, (x,), str(path), dynamo=True, dynamic_shapes=batch, verbose=False)
+    elif variant == "free":
+        axes = {"input": {0: "batch"}}
+        _trace(net, x, path, input_names=["input"], dynamic_axes=axes)
+    else:
+        _trace(net, x[:1], path)
+
+
+def _trace(net: nn.Module, x: torch.Tensor, path: Path, **more: object) -> None:
+    torch.onnx.export(net, (x,), str(path), dynamo=False, opset_version=17, **more)
