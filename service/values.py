@@ -140,7 +140,9 @@ class Layer:
 
     `shape` is for one image at the served size; `cumulative_macs` counts everything that the layer
     needs, once, itself included. `centre` is the input pixel (y, x) in the middle of cell 0.
-    `reads` are the layers, or the input, that the layer's node was given.
+    `reads` are the layers, or the input, that the layer's node was given. `feature` is the layer's number
+    among the network's features, `module` the dotted path of the module that made it. With
+    `has_variable_shape` the unknown axes depend on the input's values, not on its shape alone.
     """
 
     name: str
@@ -163,6 +165,9 @@ class Layer:
     stage: int | None
     after_activation: bool
     reads: tuple[str, ...] = ()
+    feature: int | None = None
+    module: str | None = None
+    has_variable_shape: bool = False
 
     @property
     def has_space(self) -> bool:

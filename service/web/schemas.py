@@ -169,6 +169,11 @@ class LayerDescription(BaseModel):
     cumulative_macs: int | None = Field(description="Multiply-accumulates of everything that it needs")
     bytes_per_image: int | None = Field(description="Of its map, bytes before anything is left out")
     stage: int | None = Field(description="Which stage it ends, from 0")
+    feature: int | None = Field(description="Its number among the network's features, from 0")
+    module: str | None = Field(
+        description="Dotted path of the module that made it, as in PyTorch or Keras", examples=["layer3.5.conv2"]
+    )
+    has_variable_shape: bool = Field(description="Whether its unknown axes depend on the image's values")
     after_activation: bool = Field(description="Whether an activation made it or all it is made of")
     reads: list[str] = Field(description="The layers, or the input, that it was made from")
 
@@ -304,6 +309,9 @@ def _layer(layer: Layer) -> Mapping[str, Any]:
         "cumulative_macs": layer.cumulative_macs,
         "bytes_per_image": layer.bytes_per_image,
         "stage": layer.stage,
+        "feature": layer.feature,
+        "module": layer.module,
+        "has_variable_shape": layer.has_variable_shape,
         "after_activation": layer.after_activation,
         "reads": layer.reads,
     }
