@@ -171,7 +171,8 @@ class LayerDescription(BaseModel):
     stage: int | None = Field(description="Which stage it ends, from 0")
     feature: int | None = Field(description="Its number among the network's features, from 0")
     module: str | None = Field(
-        description="Dotted path of the module that made it, as in PyTorch or Keras", examples=["layer3.5.conv2"]
+        description="Dotted path of the module that made it, as in PyTorch or Keras",
+        examples=["layer3.5.conv2"],
     )
     has_variable_shape: bool = Field(description="Whether its unknown axes depend on the image's values")
     after_activation: bool = Field(description="Whether an activation made it or all it is made of")
