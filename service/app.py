@@ -13,7 +13,8 @@ from service.engine.catalog import Catalog
 from service.engine.extent import ModelLimits
 from service.engine.graph import read
 from service.engine.inspector import Inspector
-from service.engine.loaded import LoadedModel, load
+from service.engine.loaded import LoadedModel
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import ConfigurationError

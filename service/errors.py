@@ -135,6 +135,10 @@ class ModelNeedsConstants(RequestError):
     code, title = "model-needs-constants", "The model has further inputs without constants"
 
 
+class ImagesNotTaken(RequestError):
+    code, title = "images-not-taken", "The model takes no images as they are"
+
+
 class ImageNotFound(RequestError):
     code, title = "image-not-found", "No such image"
 

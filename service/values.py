@@ -1,8 +1,6 @@
-"""The nouns of a request's story, each frozen.
+"""What a request's data are called on their way, each frozen: Job, Picture, Prepared, FeatureMap, Payload."""
 
-bytes -> Job -> Picture -> Prepared -> Plan -> FeatureMap -> Payload
-"""
-
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -13,12 +11,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from service.dtypes import WIDENED
+
 Array = npt.NDArray[Any]
 Layout = Literal["NCHW", "NHWC", "NC"]
 Fit = Literal["crop", "stretch", "letterbox"]
 PadAt = Literal["centre", "top-left"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-Color = Literal["rgb", "bgr", "gray", "y"]
+Color = Literal["rgb", "bgr", "rgba", "gray", "y"]
+# Where the size that is served without `size=` comes from.
+SizeSource = Literal["graph", "model.toml", "guessed"]
 FieldStatus = Literal["exact", "upper_bound", "whole_input", "unknown"]
 DtypeChoice = Literal["native", "float32", "float16", "uint8"]
 Pool = Literal["none", "avg", "max", "gem"]
@@ -29,31 +31,21 @@ Normalize = Literal["layer", "channel", "fixed"]
 PictureFormat = Literal["png", "webp", "jpeg"]
 Coding = Literal["zstd", "gzip", "deflate"]
 Chunk = bytes | memoryview
-# The v2 protocol's names of numpy's; text, and an encoded image, is an object of Python's.
-DATATYPES = {
-    "BOOL": "bool",
-    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    "FP16": "float16",
-    "BF16": "bfloat16",
-    "FP32": "float32",
-    "FP64": "float64",
-    "BYTES": "str",
-}
-DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
     """An upright photograph: `image` of Pillow's mode RGB, sRGB, which nobody changes.
 
-    `color_profile` says what became of an embedded ICC profile: `none` (there was none), `srgb`
-    (it is sRGB), `converted` (another one, converted to sRGB) or `ignored` (it does not parse).
+    `alpha` is its transparency (mode L, 255 is opaque) where a network takes that; `image` then holds the
+    colours as they are and not laid on white. `color_profile` says what became of an embedded ICC profile:
+    `none` (there was none), `srgb` (it is sRGB), `converted` (to sRGB) or `ignored` (it does not parse).
     """
 
     image: Image.Image
     media_type: str
     color_profile: Literal["none", "srgb", "converted", "ignored"] = "none"
+    alpha: Image.Image | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,7 +69,7 @@ class Preprocessing:
 
     `size` is (H, W) fed to the network; `resize` the short side before a centre crop; `pad_value`
     0..255 fills a letterbox; `mean` and `std` hold one value for each channel, in the order of
-    `color`. `source` says where the recipe comes from.
+    `color`. `images` are stacked along the channels. `source` says where the recipe comes from.
     """
 
     size: tuple[int, int]
@@ -91,6 +83,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: Literal["model.toml", "default"]
+    images: int = 1
 
 
 @dataclass(frozen=True)
@@ -168,6 +161,15 @@ class Layer:
     feature: int | None = None
     module: str | None = None
     has_variable_shape: bool = False
+
+    def widened(self) -> "Layer":
+        """The layer as arrays carry it: of a dtype that numpy has, where that holds the same values."""
+        if (wide := WIDENED.get(self.dtype)) is None:
+            return self
+        if self.shape is None or None in self.shape:
+            return replace(self, dtype=wide)
+        count = math.prod(size or 0 for size in self.shape)
+        return replace(self, dtype=wide, bytes_per_image=count * np.dtype(wide).itemsize)
 
     @property
     def has_space(self) -> bool:

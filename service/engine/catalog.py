@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,10 +27,15 @@ from service.errors import (
 State = Literal["unloaded", "loading", "ready", "failed"]
 Load = Callable[[str, str, Path, Path], LoadedModel]
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 100
 VERSION_NAME = re.compile(r"[0-9]{1,18}")
 MODEL_FILE = "model.onnx"
 # Name, time of the last change and size of every file that a version is made of.
 Stamp = tuple[tuple[str, int, int], ...]
+LEAVES = (
+    "the model is a link to a file outside the repository, as in a hub's cache: copy it with `cp -L`, or add "
+    "the folder that it links to with --models"
+)
 WITHDRAWN = "it was unloaded, and serves nothing until it is loaded again"
 log = logging.getLogger("featuremaps.catalog")
 
@@ -49,6 +55,7 @@ class Version:
     """One version of a model: loaded once, however many ask, by whoever asks first."""
 
     def __init__(self, name: str, version: str, file: Path, folder: Path, load: Load) -> None:
+        self.name = name
         self.version = version
         self.state: State = "unloaded"
         self.reason: str | None = None
@@ -98,9 +105,10 @@ class Version:
         try:
             model = self._load()
         except ServiceError as error:
+            log.warning("model %s version %s failed: %s", self.name, self.version, error.detail)
             self._settle(loading, error.detail)
         except Exception:  # A file from outside must not take the others down with it.
-            log.exception("model does not load")
+            log.exception("model %s version %s does not load", self.name, self.version)
             self._settle(loading, "the model does not load, for a reason that the log holds")
         else:
             self.load_seconds = time.perf_counter() - start
@@ -224,11 +232,17 @@ class Catalog:
         self._changed = threading.Condition()
         # Replaced as a whole: others iterate over it meanwhile.
         self._entries: dict[str, Entry] = {}
+        given: dict[str, Path] = {}
         for path in self._paths:
             for entry in _scan(path, load):
                 if entry.name in self._entries:
-                    raise ConfigurationError(f"two of the given paths hold a model named {entry.name!r}")
-                self._entries[entry.name] = entry
+                    raise ConfigurationError(
+                        f"two of the given paths hold a model named {entry.name!r}: {given[entry.name]} and "
+                        f"{path}; rename one of them"
+                    )
+                if path.is_file() and entry.name != path.stem:
+                    log.info("the file %r is served as model %r", path.name, entry.name)
+                self._entries[entry.name], given[entry.name] = entry, path
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -306,7 +320,7 @@ class Catalog:
         """A model as it lies on disk now, in the first of the paths that holds it."""
         if MODEL_NAME.fullmatch(name):
             for path in self._paths:
-                if path.is_file() and path.stem == name:
+                if path.is_file() and _name_of(path) == name:
                     return _single_file(path, self._load)
                 if (path / name).is_dir():
                     return _from_folder(path / name, path.resolve(), self._load)
@@ -339,9 +353,15 @@ def _scan(path: Path, load: Load) -> Iterable[Entry]:
 
 
 def _single_file(path: Path, load: Load) -> Entry:
-    """An .onnx file by itself: its stem is the name, its version 1; no model.toml is read."""
-    nowhere = path.parent / f"{path.name}.d"
-    return _checked(path.stem, [Version(path.stem, "1", path, nowhere, load)])
+    """An .onnx file by itself: its stem gives the name, its version is 1; no model.toml is read."""
+    nowhere, name = path.parent / f"{path.name}.d", _name_of(path)
+    return _checked(name, [Version(name, "1", path, nowhere, load)])
+
+
+def _name_of(path: Path) -> str:
+    """A model's name made from a file's: accents dropped, other characters that no name has as dashes."""
+    plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")[:LONGEST_NAME] or "model"
 
 
 def _from_folder(folder: Path, root: Path, load: Load) -> Entry:
@@ -351,7 +371,7 @@ def _from_folder(folder: Path, root: Path, load: Load) -> Entry:
             file = _model_file(sub)
             version = Version(folder.name, sub.name, file, folder, load)
             if not file.resolve().is_relative_to(root):
-                version.fail("the model is a link that leaves the repository")
+                version.fail(LEAVES)
             versions.append(version)
     return _checked(folder.name, versions)
 

@@ -5,11 +5,9 @@ from collections.abc import Container
 
 from service.engine.layers.axes import find_roles
 from service.engine.layers.reshapes import BATCH, Roles
-from service.engine.nodes import Network
+from service.engine.nodes import OF_SIZES, Network
 from service.values import TensorSpec
 
-# What they make depends on sizes and not on values.
-OF_SIZES = ("Shape", "Size")
 DECIDING = ("bool", "int32", "int64")
 
 

@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from cachetools import LRUCache
 from cachetools.keys import hashkey
 
+from service.dtypes import WIDENED
 from service.engine.decisions import decided_together
 from service.engine.device import Device
 from service.engine.graph import Graph
@@ -19,6 +20,8 @@ from service.engine.segments import Segments, find_ends
 from service.errors import ModelFailed
 from service.values import Array, Plan, Step, TensorSpec
 
+# The runtime hands out bfloat16 through values of its own.
+NOT_HANDED_OUT = WIDENED.keys() - {"bfloat16"}
 SEPARABLE_KEPT, CHOICES_KEPT = 1024, 1024
 Values = Mapping[str, Value]
 # Two images' inputs alone, and both as one batch.
@@ -62,6 +65,7 @@ class Execution:
         weights = [graph.weight_bytes([i]) for i in range(len(graph.nodes))]
         self._segments = Segments(network, find_ends(network, weights))
         self._choice = lru_cache(CHOICES_KEPT)(self._choose)
+        self._reads = lru_cache(CHOICES_KEPT)(self._read_inputs)
         self._separable: LRUCache[Hashable, bool] = LRUCache(SEPARABLE_KEPT)
         self._lock = threading.Lock()
 
@@ -120,6 +124,10 @@ class Execution:
         specs = [self._tensors.get(name) for name in (*step.reads, *step.makes)]
         return all(s is not None and s.shape is not None and len(s.shape) > 1 for s in specs)
 
+    def reads_of(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        """The inputs of the graph that some layers need."""
+        return self._reads(layers)
+
     def compile(self, layers: tuple[str, ...]) -> None:
         """Compile the segments that some layers need, without running them.
 
@@ -161,7 +169,7 @@ class Execution:
         Raises:
             Stopped: `stop` was set meanwhile.
         """
-        if not self._decided.isdisjoint(layers):
+        if not self.decided_together.isdisjoint(layers):
             return False
         checks = [_Check(s, frozenset(layers).intersection(s.makes)) for s in self._choice(layers).plan.steps]
         with self._lock:
@@ -184,8 +192,18 @@ class Execution:
         return True
 
     @cached_property
-    def _decided(self) -> frozenset[str]:
+    def decided_together(self) -> frozenset[str]:
+        """The tensors that depend on a decision which one image of a batch would take for all."""
         return decided_together(self._network, self._graph.branching)
+
+    def run_exact(self, values: Values, layers: tuple[str, ...]) -> Values:
+        """Compute layers in one session without optimisation, which is not kept.
+
+        Raises:
+            ModelFailed: the runtime could not.
+        """
+        session = self._exact(self._segments.fused(layers), free=False)
+        return session.run({name: values[name] for name in session.inputs})
 
     def _tried(
         self, step: Step, alone: Sequence[Values], pair: Values, stop: Stop | None
@@ -205,6 +223,11 @@ class Execution:
         if plan.steps == (fused,):
             return _Choice(plan, None, 0)
         return _Choice(plan, fused, self._bytes_of(fused))
+
+    def _read_inputs(self, layers: tuple[str, ...]) -> tuple[str, ...]:
+        nodes = (self._graph.nodes[i] for i in self._graph.needed(layers))
+        reads = {name for node in nodes for name in node.reads} | set(layers)
+        return tuple(spec.name for spec in self._graph.inputs if spec.name in reads)
 
     def _fused(self, choice: _Choice, values: Values) -> Session | None:
         """The session from the input to some layers, where it exists or is worth building."""
@@ -233,7 +256,7 @@ class Execution:
         return batch and not self._fixed_batch.isdisjoint(step.reads)
 
     def _compile(self, step: Step, free: bool) -> Session:
-        model = self._graph.cut(step.makes, self._given(step), free_batch=free)
+        model = self._graph.cut(step.makes, self._given(step), free_batch=free, widen=self._widened(step))
         weights = self._bytes_of(step)
         return self._runtime.compile(model, self._graph.folder, weight_bytes=weights)
 
@@ -242,11 +265,22 @@ class Execution:
         return self._graph.weight_bytes(self._graph.needed(step.makes, step.reads))
 
     def _exact(self, step: Step, *, free: bool) -> Session:
-        model = self._graph.cut(step.makes, self._given(step), free_batch=free)
+        model = self._graph.cut(step.makes, self._given(step), free_batch=free, widen=self._widened(step))
         return self._runtime.compile_exact(model, self._graph.folder)
 
+    def _widened(self, step: Step) -> Mapping[str, str]:
+        """What a step makes in dtypes that the runtime does not hand out, and the dtypes for these."""
+        dtypes = {name: self._tensors[name].dtype for name in step.makes if name in self._tensors}
+        return {name: WIDENED[dtype] for name, dtype in dtypes.items() if dtype in NOT_HANDED_OUT}
+
     def _given(self, step: Step) -> list[TensorSpec]:
-        return [self._tensors[name] for name in step.reads if name in self._tensors]
+        """What a step reads; maps have free sides, since the batch and the image's size may change."""
+        specs = [self._tensors[name] for name in step.reads if name in self._tensors]
+        return [spec if spec.name in self._segments.shape_values else _free(spec) for spec in specs]
+
+
+def _free(spec: TensorSpec) -> TensorSpec:
+    return spec if spec.shape is None else replace(spec, shape=(None,) * len(spec.shape))
 
 
 def _batch_equals_singles(check: _Check, alone: Sequence[Values], together: Values) -> bool:

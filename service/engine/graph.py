@@ -6,12 +6,13 @@ Tensors keep their names and nodes their order; nothing is simplified or renamed
 import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from service.engine.extent import MODEL_LIMITS, ModelLimits, dense, tensors_in
-from service.engine.nodes import Network
+from service.engine.nodes import WIDENED_SUFFIX, Network
 from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.protos import (
     dtype_name,
@@ -25,6 +26,13 @@ from service.engine.protos import (
 )
 from service.errors import ModelFailed
 from service.values import Array, TensorSpec
+
+INFERENCE_ERRORS = (
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class Graph:
@@ -88,12 +96,18 @@ class Graph:
         return sorted(chosen)
 
     def cut(
-        self, layers: Sequence[str], given: Sequence[TensorSpec] = (), *, free_batch: bool = False
+        self,
+        layers: Sequence[str],
+        given: Sequence[TensorSpec] = (),
+        *,
+        free_batch: bool = False,
+        widen: Mapping[str, str] = MappingProxyType({}),
     ) -> bytes:
         """Serialise the subgraph from `given` to `layers`, which become its outputs in this order.
 
-        What is given and made by a node becomes an input of its dtype. With `free_batch` the first
-        dimension of each of the graph's own inputs is made dynamic. External data is not part of it:
+        What is given and made by a node becomes an input of its dtype and shape. With `free_batch` the first
+        dimension of each of the graph's own inputs is made dynamic. Layers in `widen` are cast to these
+        dtypes and have WIDENED_SUFFIX behind their names. External data is not part of it:
         who compiles it reads that from `folder`.
 
         Raises:
@@ -111,7 +125,9 @@ class Graph:
         if free_batch:
             _free_batch(part.graph.input)
         part.graph.input.extend(_input(spec) for spec in given if spec.name in self._makers)
-        part.graph.output.extend(ValueInfoProto(name=name) for name in layers)
+        for name in layers:
+            part.graph.output.append(ValueInfoProto(name=name + WIDENED_SUFFIX if name in widen else name))
+        part.graph.node.extend(_widening(name, widen[name]) for name in layers if name in widen)
         return _serialised(part)
 
     def exposed(self, shapes: Mapping[str, Sequence[int]]) -> bytes:
@@ -156,6 +172,11 @@ class Graph:
         for output in self._proto.graph.output:
             model.graph.output.append(ValueInfoProto(name=output.name))
         return model
+
+
+def _widening(name: str, dtype: str) -> NodeProto:
+    node: NodeProto = onnx.helper.make_node("Cast", [name], [name + WIDENED_SUFFIX], to=element_type(dtype))
+    return node
 
 
 def _held_by_name(graph: GraphProto) -> Mapping[str, int]:
@@ -216,16 +237,15 @@ def read(path: Path, limits: ModelLimits = MODEL_LIMITS, digest: str | None = No
 
 
 def _input(spec: TensorSpec) -> ValueInfoProto:
-    """Of its dtype and rank; the dimensions stay free, as the batch and the image's size are."""
-    dims = None if spec.shape is None else [None] * len(spec.shape)
-    value: ValueInfoProto = onnx.helper.make_tensor_value_info(spec.name, element_type(spec.dtype), dims)
+    dtype = element_type(spec.dtype)
+    value: ValueInfoProto = onnx.helper.make_tensor_value_info(spec.name, dtype, spec.shape)
     return value
 
 
 def _inferred(model: ModelProto) -> dict[str, TensorSpec]:
     """What ONNX's shape inference finds; an operator that it does not know ends it there."""
     # Where it fails, the runtime's own inference fills what is missing.
-    with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    with contextlib.suppress(*INFERENCE_ERRORS):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     values = [*model.graph.input, *model.graph.value_info, *model.graph.output]
     specs = {value.name: spec_of(value) for value in values if value.type.WhichOneof("value")}

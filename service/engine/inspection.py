@@ -13,13 +13,14 @@ import os
 import resource
 import select
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from service.engine.extent import ModelLimits
 from service.engine.graph import read
-from service.engine.loaded import load
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import ServiceError
@@ -56,7 +57,16 @@ def _inspect(asked: Mapping[str, str], limits: ModelLimits, runtime: Runtime) ->
         return {"reason": TOO_MUCH_MEMORY}
     except RecursionError:
         return {"reason": "the graph is nested too deeply"}
+    except Exception as error:  # A bug of ours, which a file from outside must not hide as a crash.
+        return {"reason": _internal_error(error)}
     return {"digest": model.identity.digest}
+
+
+def _internal_error(error: Exception) -> str:
+    """What to report of a bug of ours: the kind of error and the line where it arose."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"internal error in {place}, please report it: {type(error).__name__}: {str(error)[:200]}"
 
 
 def _is_of_memory(error: ServiceError) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -11,19 +10,24 @@ from service.engine import manifest as manifests
 from service.engine.batching import Asked, check_batch, run_together, without_batch
 from service.engine.execution import Examples, Execution
 from service.engine.filters import Filters, find_filters
-from service.engine.graph import Graph, read
 from service.engine.heads import class_weights, find_head
+from service.engine.image_input import (
+    ImageInput,
+    at_size,
+    check_size_fits,
+    default_shapes,
+)
 from service.engine.images import Images, one_a_row
-from service.engine.layers.axes import input_layout
-from service.engine.manifest import Manifest
+from service.engine.model_files import ModelFiles
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop
 from service.engine.selection import LayerTable
-from service.engine.tables import Shapes, Tables, describe
+from service.engine.shapes import Shapes
+from service.engine.tables import Tables
 from service.errors import (
+    ImagesNotTaken,
     InvalidParameter,
     ModelFailed,
-    ModelNeedsConstants,
     RequestError,
     ServiceError,
 )
@@ -36,6 +40,7 @@ from service.values import (
     Plan,
     Preprocessing,
     Reduction,
+    SizeSource,
     Step,
     TensorSpec,
 )
@@ -50,28 +55,23 @@ class LoadedModel:
         self,
         name: str,
         version: str,
-        graph: Graph,
-        manifest: Manifest,
-        folder: Path,
+        files: ModelFiles,
+        image: ImageInput | None,
         runtime: Runtime,
         plans: PlanCache,
     ) -> None:
-        self._graph = graph
+        self._graph = graph = files.graph
         self._runtime = runtime
-        self.manifest = manifest
-        self.labels = manifests.read_labels(folder, manifest)
-        self.constants = manifests.constants(manifest, graph.inputs)
-        self.image_input: TensorSpec | None = None
-        self.recipe: Preprocessing | None = None
-        self.image_input, self.no_image_reason = self._find_image_input()
-        self.recipe = manifests.preprocessing(manifest, self.image_input) if self.image_input else None
-        recipe_digest = manifests.digest(self.recipe, manifest)
+        self._image = image
+        self.manifest, self.labels, self.constants = files.manifest, files.labels, files.constants
+        self.no_image_reason = image.reason if image else files.no_image_reason
+        recipe_digest = manifests.digest(self.recipe, self.manifest)
         self.identity = Identity(name, version, graph.digest, recipe_digest)
-        served = self._input_shapes(self.recipe.size if self.recipe else None)
-        self._tables = Tables(graph, runtime, self.image_input, served)
+        served = self._input_shapes(image.size if image else None)
+        self._tables = Tables(graph, runtime, image, served)
         self._execution = Execution(graph, self._tables.network, runtime, plans, self.identity)
         self._device = self._execution.device
-        self._images = Images(self._execution, self._examples)
+        self._images = Images(self._execution, self._examples, self.first_input, self.group)
 
     @property
     def provider(self) -> str:
@@ -89,10 +89,33 @@ class LoadedModel:
         return self._runtime.tf32
 
     @property
+    def image_input(self) -> TensorSpec | None:
+        """The input that takes images, None where there is none."""
+        return self._image.spec if self._image else None
+
+    @property
+    def recipe(self) -> Preprocessing | None:
+        """How images become the input's tensor, None where only tensors can be sent."""
+        return self._image.preprocessing if self._image else None
+
+    @property
+    def size_source(self) -> SizeSource | None:
+        """Where the served size comes from, None without an image input."""
+        return self._image.size_source if self._image else None
+
+    @property
+    def group(self) -> int:
+        """How many images run together because the file fixes its batch to that many; 1 elsewhere."""
+        return self._image.group if self._image else 1
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The graph's true inputs; the image's carries its layout."""
         image = self.image_input
-        return tuple(image if image and s.name == image.name else s for s in self._graph.inputs)
+        return tuple(
+            replace(s, layout=image.layout) if image and s.name == image.name else s
+            for s in self._graph.inputs
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -110,33 +133,49 @@ class LoadedModel:
         return self._tables.output_specs()
 
     def image_spec(self) -> TensorSpec:
-        """The input that takes the photograph.
+        """The input that takes the photograph; its batch axis is free where groups of images run.
 
         Raises:
-            ModelNeedsConstants: there is none, or further inputs have no constants.
+            ImagesNotTaken: there is none.
         """
         if self.image_input is None:
-            raise ModelNeedsConstants(self.no_image_reason)
+            raise ImagesNotTaken(self.no_image_reason)
         return self.image_input
+
+    def image_shape(self) -> tuple[int, ...]:
+        """The tensor's shape (1, C, H, W) or (1, H, W, C) for one image of the served size.
+
+        Raises:
+            ImagesNotTaken: there is no image input.
+        """
+        image = self._checked_image(None)
+        return (1, *image.shape_at(image.size)[1:])
 
     def recipe_at(self, size: tuple[int, int] | None) -> Preprocessing:
         """The preprocessing at the served size, or at `size` where the input is dynamic.
 
         Raises:
             InvalidParameter: the graph fixes another size.
+            ImagesNotTaken: images cannot be sent.
         """
-        spec = self.image_spec()
-        assert self.recipe is not None
-        if size is None or size == self.recipe.size:
-            return self.recipe
-        height, width = _sides(spec)
-        if (height or size[0], width or size[1]) != size:
-            fixed = f"{height or 'any'}x{width or 'any'}"
-            raise InvalidParameter(
-                f"size={size[0]}x{size[1]} does not fit: the input of this model is fixed to {fixed}",
-                parameter="size",
-            )
-        return manifests.at_size(self.recipe, size)
+        recipe = self._checked_image(size).preprocessing
+        if recipe is None:
+            raise ImagesNotTaken(self.no_image_reason)
+        return recipe
+
+    def _checked_image(self, size: tuple[int, int] | None) -> ImageInput:
+        """The image input at a size, the served one without it."""
+        if self._image is None:
+            raise ImagesNotTaken(self.no_image_reason)
+        if size is None or size == self._image.size:
+            return self._image
+        if problem := check_size_fits(self._image, size):
+            raise InvalidParameter(problem, parameter="size")
+        return at_size(self._image, size)
+
+    def reads_of(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """The inputs of the graph that some layers need."""
+        return self._execution.reads_of(tuple(layer.name for layer in layers))
 
     def layers(
         self, size: tuple[int, int] | None = None, others: Mapping[str, Array] | None = None, images: int = 1
@@ -149,9 +188,9 @@ class LoadedModel:
             InvalidParameter: the graph fixes another size.
             ShapeMismatch: the model does not run at that size, or with these.
         """
-        if self.image_input is not None:
-            size = self.recipe_at(size).size
-        if not others and (self.recipe is None or size == self.recipe.size):
+        if self._image is not None:
+            size = self._checked_image(size).size
+        if not others and (self._image is None or size == self._image.size):
             return self._tables.served
         rows = one_a_row(self.inputs, others or {}, images)
         more = {n: (1, *v.shape[1:]) if n in rows else v.shape for n, v in (others or {}).items()}
@@ -203,7 +242,7 @@ class LoadedModel:
     def parts_of(self, layers: Sequence[Layer], reduction_of: Callable[[str], Reduction]) -> Parts:
         """What of layers' reductions `run` can do on the device, before maps are copied from it."""
         device = self._device
-        if not device.is_apart or self.image_input is None:
+        if not device.is_apart or self.image_input is None or self.group > 1:
             return {}
         computed = [layer for layer in layers if layer.index >= 0]
         parts = {layer.name: device.part_of(layer, reduction_of(layer.name)) for layer in computed}
@@ -304,11 +343,24 @@ class LoadedModel:
         if self.image_input is None:
             self._execution.compile(outputs)
             return
-        shape = self._input_shapes(self.recipe_at(None).size)[self.image_input.name]
+        shape = self._input_shapes(self._checked_image(None).size)[self.image_input.name]
         feeds = self._feeds(np.zeros(shape, self.image_input.dtype))
-        self._execution.run(feeds, outputs)
+        complete = tuple(name for name in outputs if feeds.keys() >= set(self._execution.reads_of((name,))))
+        self._execution.compile(outputs)
+        self._execution.run(feeds, complete)
         for words in self.manifest.warm:
             self._execution.fuse(self._warm_layers([words] if isinstance(words, str) else words), feeds)
+
+    def mixes_images(self) -> bool:
+        """Whether the file fixes its batch, and images change each other's outputs in it.
+
+        Raises:
+            ModelFailed: the model does not run.
+        """
+        if self.group == 1:
+            return False
+        outputs = [name for name in self.outputs if name in self.layers().by_name]
+        return not self._images.are_independent(tuple(outputs), self.image_shape()[1:])
 
     def release(self) -> None:
         """Drop what is compiled; a run that needs it compiles it anew."""
@@ -324,71 +376,21 @@ class LoadedModel:
         return {**self.constants, self.first_input: tensor}
 
     def _examples(self, image_shape: tuple[int, ...]) -> Examples:
-        """Two images of noise."""
+        """Two images of noise, alone and as one batch."""
         spec = self.image_spec()
-        noise = np.random.default_rng(0).integers(0, 256, (2, *image_shape))
-        pair = (noise if spec.dtype == "uint8" else noise / 255).astype(spec.dtype)
+        values = np.random.default_rng(0).integers(0, 256, (2, *image_shape))
+        pair = (values if spec.dtype == "uint8" else values / 255).astype(spec.dtype)
         return [self._feeds(image[None]) for image in pair], self._feeds(pair)
 
-    def _find_image_input(self) -> tuple[TensorSpec | None, str]:
-        """The one input without a constant that has four axes, or the reason why there is none."""
-        free = [spec for spec in self._graph.inputs if spec.name not in self.constants]
-        if len(free) != 1:
-            names = ", ".join(repr(spec.name) for spec in free[:8])
-            return None, (
-                f"this model has {len(free)} inputs ({names}); give all but the image's their values "
-                "under [constants] in its model.toml, or use /v2"
-            )
-        spec = free[0]
-        if spec.shape is None or len(spec.shape) != 4:
-            return None, f"the input {spec.name!r} is no image: it does not have four axes; use /v2"
-        if spec.shape[0] not in (None, 1):
-            return (
-                None,
-                f"this file fixes its batch to {spec.shape[0]}: export it with one or with any; or use /v2",
-            )
-        layout = input_layout(describe(self._graph, self._runtime, self._input_shapes(None)), spec.name)
-        if layout not in ("NCHW", "NHWC"):
-            return None, f"the channel axis of the input {spec.name!r} is not known; use /v2"
-        return replace(spec, layout=layout), ""
-
     def _input_shapes(self, size: tuple[int, int] | None) -> dict[str, tuple[int, ...]]:
-        """Every input's shape for one image; an axis that nothing fixes is 1."""
-        shapes = {s.name: tuple(d or 1 for d in s.shape) for s in self._graph.inputs if s.shape is not None}
+        """Every input's shape for one image, or one group; an axis that nothing fixes is 1."""
+        shapes = default_shapes(self._graph.inputs)
         shapes |= {name: value.shape for name, value in self.constants.items()}
-        if size and self.image_input and self.recipe:
-            channels = len(self.recipe.mean)
-            nchw = self.image_input.layout == "NCHW"
-            shapes[self.image_input.name] = (1, channels, *size) if nchw else (1, *size, channels)
+        if size and self._image:
+            shapes[self._image.spec.name] = self._image.shape_at(size)
         return shapes
-
-
-def load(
-    name: str,
-    version: str,
-    file: Path,
-    folder: Path,
-    runtime: Runtime,
-    plans: PlanCache,
-    read: Callable[[Path], Graph] = read,
-) -> LoadedModel:
-    """Read, check, compile and run a model once.
-
-    Raises:
-        ModelFailed: with the reason.
-    """
-    graph = read(file)
-    model = LoadedModel(name, version, graph, manifests.read_manifest(folder), folder, runtime, plans)
-    model.warm()
-    return model
 
 
 def _computed(layers: Iterable[Layer]) -> tuple[str, ...]:
     """The names of all but the input, which is there already."""
     return tuple(layer.name for layer in layers if layer.index >= 0)
-
-
-def _sides(spec: TensorSpec) -> tuple[int | None, int | None]:
-    assert spec.shape is not None
-    first = 2 if spec.layout == "NCHW" else 1
-    return spec.shape[first], spec.shape[first + 1]

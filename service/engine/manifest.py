@@ -15,16 +15,17 @@ from service.errors import ModelFailed
 from service.values import Array, Color, Fit, Interpolation, PadAt, Preprocessing, TensorSpec
 
 Side = Annotated[int, Field(ge=1, le=16384)]
-CHANNELS_OF_COLOR = {"rgb": 3, "bgr": 3, "gray": 1, "y": 1}
-# Without a manifest and with dynamic axes: the size that most classifiers were trained at.
-DEFAULT_SIDE = 224
+CHANNELS_OF_COLOR = {"rgb": 3, "bgr": 3, "rgba": 4, "gray": 1, "y": 1}
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class InputSection(BaseModel):
-    """`[input]`: how a photograph becomes the tensor, `x = (pixel * scale - mean) / std`."""
+    """`[input]`: how a photograph becomes the tensor, `x = (pixel * scale - mean) / std`.
+
+    With `images` above 1 so many images lie one after the other along the channels.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,9 +36,15 @@ class InputSection(BaseModel):
     pad_at: PadAt = "centre"
     interpolation: Interpolation = "bilinear"
     color: Color | None = None
+    images: int = Field(default=1, ge=1, le=64)
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     mean: list[Finite] | Finite = 0.0
     std: list[Annotated[Finite, Field(gt=0)]] | Annotated[Finite, Field(gt=0)] = 1.0
+
+    @property
+    def says_channels(self) -> bool:
+        """Whether it says how images fill channels that are not those of one plain picture."""
+        return self.color is not None or self.images > 1
 
 
 class Manifest(BaseModel):
@@ -94,8 +101,8 @@ def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     return tuple(lines) if lines != [""] else ()
 
 
-def preprocessing(manifest: Manifest, spec: TensorSpec) -> Preprocessing:
-    """The recipe for an image input whose layout is known.
+def preprocessing(manifest: Manifest, spec: TensorSpec, size: tuple[int, int]) -> Preprocessing:
+    """The recipe for an image input whose layout is known, at the served size (H, W).
 
     uint8 inputs take pixels as they are unless the manifest says otherwise.
 
@@ -103,12 +110,8 @@ def preprocessing(manifest: Manifest, spec: TensorSpec) -> Preprocessing:
         ModelFailed: the manifest contradicts the graph.
     """
     section = manifest.input or InputSection()
-    channels, height, width = _image_axes(spec)
-    color = section.color or ("gray" if channels == 1 else "rgb")
-    if channels not in (None, CHANNELS_OF_COLOR[color]):
-        raise ModelFailed(f"model.toml: color {color!r} does not fit an input of {channels} channels")
+    color = _color(section, spec)
     fit = section.fit or ("crop" if section.resize else "stretch")
-    size = _served_size(section.size, (height, width))
     _check_resize(section.resize, fit, size)
     return Preprocessing(
         size=size,
@@ -122,7 +125,21 @@ def preprocessing(manifest: Manifest, spec: TensorSpec) -> Preprocessing:
         mean=_per_channel(section.mean, CHANNELS_OF_COLOR[color], "mean"),
         std=_per_channel(section.std, CHANNELS_OF_COLOR[color], "std"),
         source="model.toml" if manifest.input else "default",
+        images=section.images,
     )
+
+
+def _color(section: InputSection, spec: TensorSpec) -> Color:
+    assert spec.shape is not None
+    channels, images = spec.shape[1 if spec.layout == "NCHW" else 3], section.images
+    color: Color = section.color or ("gray" if channels == images else "rgb")
+    made = images * CHANNELS_OF_COLOR[color]
+    if channels not in (None, made):
+        stacked = f"{images} images of " if images > 1 else ""
+        raise ModelFailed(
+            f"model.toml: {stacked}color {color!r} does not fit an input of {channels} channels"
+        )
+    return color
 
 
 def constants(manifest: Manifest, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -185,19 +202,17 @@ def digest(recipe: Preprocessing | None, manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _image_axes(spec: TensorSpec) -> tuple[int | None, int | None, int | None]:
-    assert spec.shape is not None
-    _, a, b, c = spec.shape
-    return (a, b, c) if spec.layout == "NCHW" else (c, a, b)
+def served_size(wanted: tuple[int, int] | None, fixed: Sequence[int | None], default: int) -> tuple[int, int]:
+    """The size (H, W) to serve: the graph's fixed sides win, and the manifest may only repeat them.
 
-
-def _served_size(wanted: tuple[int, int] | None, fixed: Sequence[int | None]) -> tuple[int, int]:
-    """The graph's fixed sides win; the manifest may only repeat them."""
+    Raises:
+        ModelFailed: the manifest contradicts the graph.
+    """
     sides = []
     for asked, given in zip(wanted or (None, None), fixed, strict=True):
         if asked and given and asked != given:
             raise ModelFailed(f"model.toml: size {asked} contradicts the graph's fixed {given}")
-        sides.append(given or asked or DEFAULT_SIDE)
+        sides.append(given or asked or default)
     return sides[0], sides[1]
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 from service.values import Array, TensorSpec
 
+# Behind the name of an output that was cast to a dtype which numpy has.
+WIDENED_SUFFIX = ":featuremaps-widened"
+# Their outputs depend on a tensor's shape and not on its values.
+OF_SIZES = ("Shape", "Size")
+
 
 @dataclass(frozen=True)
 class Node:
@@ -39,8 +44,9 @@ class Network:
     """A whole graph at one input shape: nodes in topological order and what is known of each tensor.
 
     `tensors` holds dtype and shape of every tensor that shape inference reached, constants included;
-    `constants` the values of small ones (shapes, scales, pads, axes); `inputs` are the true inputs,
-    without weights.
+    `constants` the values of small ones (shapes, scales, pads, axes) that the file stores, `folded` those and
+    the ones that constants and the inputs' shapes decide; `inputs` are the true inputs, without weights.
+    The shapes of `variable` tensors depend on the inputs' values.
     """
 
     nodes: Sequence[Node]
@@ -48,11 +54,28 @@ class Network:
     outputs: tuple[str, ...]
     tensors: Mapping[str, TensorSpec]
     constants: Mapping[str, Array]
+    folded: Mapping[str, Array] = field(default_factory=dict)
+    variable: frozenset[str] = frozenset()
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """The tensor's shape, None where even its rank is unknown."""
         spec = self.tensors.get(name)
         return spec.shape if spec else None
+
+    def shape_values(self) -> frozenset[str]:
+        """The small tensors that the inputs' shapes decide alone: sizes, scales, pads, slices' ends."""
+        dependent, found = self.dependent(), set[str]()
+        for node in self.nodes:
+            reads = [name for name in node.reads if name in dependent]
+            measures = node.op in OF_SIZES and node.domain == ""
+            if reads and (measures or all(name in found for name in reads)):
+                found.update(name for name in node.makes if self._is_list(name))
+        return frozenset(found)
+
+    def _is_list(self, name: str) -> bool:
+        """Whether a tensor is a number or a list of them, as far as its shape is known."""
+        shape = self.shape(name)
+        return shape is not None and len(shape) <= 1
 
     def dependent(self) -> frozenset[str]:
         """The names of all tensors that depend on an input, the inputs included."""

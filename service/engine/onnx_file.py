@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from service.engine.extent import ModelLimits, all_tensors, check_extent
-from service.engine.protos import named
+from service.engine.node_order import sort_nodes
 from service.engine.weight_file import ExternalFiles, WeightFile, without_weights
 from service.errors import ModelFailed
 
@@ -54,7 +54,8 @@ def open_onnx(path: Path, limits: ModelLimits) -> OnnxFile:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    _check_order(proto.graph)
+    sort_nodes(proto.graph)
+    _free_negative_axes(proto.graph)
     _strip_weight_inputs(proto)
     weights = WeightFile(path, places)
     return OnnxFile(proto, weights, external, path.parent.resolve(), digest.hexdigest())
@@ -115,7 +116,10 @@ def _external_file(location: str, folder: Path) -> Path:
         raise ModelFailed("external data must lie in the model's own folder")
     file = (folder / location).resolve()
     if not file.is_relative_to(folder):
-        raise ModelFailed("external data is a link that leaves the model's folder")
+        raise ModelFailed(
+            "external data is a link that leaves the model's folder, as in a hub's cache: copy the model "
+            "with `cp -L`, or serve the file in the folder that holds the data"
+        )
     if not file.is_file():
         raise ModelFailed(f"the external data file {parts.name!r} is missing")
     return file
@@ -133,24 +137,12 @@ def _check_place(tensor: TensorProto, entries: Mapping[str, str], file: Path) ->
         raise ModelFailed(f"the external data of {tensor.name!r} lies beyond the file's end")
 
 
-def _check_order(graph: GraphProto) -> None:
-    """Names are made once and before they are read, as the ONNX specification asks; so there is no cycle."""
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    known |= {tensor.values.name for tensor in graph.sparse_initializer}
-    for node in named(graph.node):
-        for name in node.reads:
-            if name not in known:
-                raise ModelFailed(
-                    f"node {node.name!r} reads {name!r} before any node made it: "
-                    "the graph is cyclic, not in topological order, or incomplete"
-                )
-        for name in node.makes:
-            if name in known:
-                raise ModelFailed(f"the tensor {name!r} is made twice")
-            known.add(name)
-    for output in graph.output:
-        if output.name not in known:
-            raise ModelFailed(f"nothing makes the declared output {output.name!r}")
+def _free_negative_axes(graph: GraphProto) -> None:
+    """Make axes without a size of those that exporters write as -1, which ONNX does not define."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
 
 
 def _strip_weight_inputs(proto: ModelProto) -> None:

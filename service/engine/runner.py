@@ -20,6 +20,8 @@ import ml_dtypes
 import numpy as np
 
 from service.engine.memory import release_freed, share_heap
+from service.engine.nodes import WIDENED_SUFFIX
+from service.engine.runtime_errors import refusal, sentence
 from service.engine.small_graphs import hand_on
 from service.errors import ConfigurationError, ModelFailed
 from service.values import TensorSpec
@@ -111,12 +113,19 @@ class Session:
     """
 
     def __init__(
-        self, session: Any, kept_bytes: int, device: str | None = None, call: Callable[..., Any] | None = None
+        self,
+        session: Any,
+        kept_bytes: int,
+        folder: Path,
+        device: str | None = None,
+        call: Callable[..., Any] | None = None,
     ) -> None:
         """`call` calls in the thread that runs sessions on the device."""
+        self._folder = folder
         self._call = call or (lambda work, *given: work(*given))
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
+        self._names = [name.removesuffix(WIDENED_SUFFIX) for name in self._outputs]
         self._makes_bfloat16 = any(output.type == "tensor(bfloat16)" for output in session.get_outputs())
         self._device = device
         self.inputs = tuple(value.name for value in session.get_inputs())
@@ -128,7 +137,7 @@ class Session:
         """Compute every output of the subgraph; those in `stay` are left where the device has them.
 
         Raises:
-            ModelFailed: the runtime could not; its text goes to the log, never to a client.
+            ModelFailed: the runtime could not; the message ends with its own sentence.
             Stopped: `stop` was set before or meanwhile.
         """
         options = stop.options() if stop else ort.RunOptions()
@@ -145,8 +154,9 @@ class Session:
         except Exception as error:  # The runtime raises bare RuntimeError and its own kinds.
             if stop and stop.is_set:
                 raise Stopped from error
-            raise ModelFailed("the network did not run on this input", at_run=True) from error
-        return dict(zip(self._outputs, values, strict=True))
+            said = sentence(str(error), self._folder)
+            raise ModelFailed(f"the network did not run on this input: {said}", at_run=True) from error
+        return dict(zip(self._names, values, strict=True))
 
     def _run_values(self, feeds: Mapping[str, Value], options: Any) -> Sequence[Value]:
         """Through the runtime's own values, the only way to get bfloat16; texts cannot be among them."""
@@ -238,7 +248,7 @@ class Runtime:
         level = self._level(self.optimization)
         session = self._session(model, folder, level, self._providers)
         held = held_bytes(weight_bytes) + (DEVICE_SESSION_BYTES if self.provider == "cuda" else 0)
-        return Session(session, held, self._device, self.on_device)
+        return Session(session, held, folder, self._device, self.on_device)
 
     def give_back(self) -> None:
         """Return to the system what the arena and the heap hold and nobody uses; takes some milliseconds."""
@@ -249,14 +259,15 @@ class Runtime:
 
     def compile_exact(self, model: bytes, folder: Path) -> Session:
         """Compile without any optimisation, on the CPU: the yardstick of what is exact."""
-        return Session(self._session(model, folder, self._level("off"), CPU), kept_bytes=0)
+        return Session(self._session(model, folder, self._level("off"), CPU), 0, folder)
 
     def specs(self, model: bytes, folder: Path) -> dict[str, TensorSpec]:
         """Dtypes and shapes of a model's outputs, as the runtime infers them without running.
 
-        The runtime says `[]` both for a scalar and for an unknown shape, so that is left unknown.
+        It folds constants meanwhile, so that shapes which the file computes become known too. The runtime
+        says `[]` both for a scalar and for an unknown shape, so that is left unknown.
         """
-        outputs = self._session(model, folder, self._level("off"), CPU).get_outputs()
+        outputs = self._session(model, folder, self._folding, CPU).get_outputs()
         return {output.name: _spec(output) for output in outputs}
 
     def _session(self, model: bytes, folder: Path, level: Any, providers: Sequence[Any]) -> Any:
@@ -269,11 +280,15 @@ class Runtime:
         try:
             session = ort.InferenceSession(model, options, providers=list(providers))
         except Exception as error:  # The runtime raises its own kinds without a common one.
-            raise ModelFailed(_reason(str(error))) from error
+            raise ModelFailed(refusal(str(error), folder)) from error
         # The wrapper keeps the serialised model for a fallback that is never taken: as much again.
         session._model_bytes = None
         release_freed(len(model))
         return session
+
+    @property
+    def _folding(self) -> Any:
+        return ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
 
     @staticmethod
     def _level(optimization: GraphOptimization) -> Any:
@@ -375,23 +390,3 @@ def _spec(output: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in output.shape or ())
     dtype = ELEMENT_TYPES.get(kind.removeprefix("tensor(").removesuffix(")"), "")
     return TensorSpec(output.name, dtype, shape or None)
-
-
-def _reason(text: str) -> str:
-    """Our words for the runtime's refusal, whose own text holds paths of the machine that built it."""
-    for mark, reason in (
-        (
-            "is not a registered function/op",
-            "the graph uses an operator that onnxruntime does not have",
-        ),
-        ("is not a registered", "the graph uses an operator that onnxruntime does not have"),
-        (
-            "NOT_IMPLEMENTED",
-            "the graph uses an operator or type that onnxruntime does not implement",
-        ),
-        ("under development", "the graph's opset is newer than this onnxruntime"),
-        ("CUDA", "the CUDA execution provider did not start"),
-    ):
-        if mark in text:
-            return reason
-    return "onnxruntime refuses the graph as not valid"

@@ -12,8 +12,9 @@ from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
+from service.dtypes import WIDENED
 from service.engine.layers.stages import ACTIVATIONS, QUANTISING, Activity
-from service.engine.nodes import Network
+from service.engine.nodes import OF_SIZES, Network
 from service.values import Plan, Step
 
 MOST_SEGMENTS = 16
@@ -33,6 +34,9 @@ class Segments:
         self._dependent = network.dependent()
         self._inputs = {spec.name for spec in network.inputs}
         self._makers = {name: i for i, node in enumerate(network.nodes) for name in node.makes}
+        self.shape_values = network.shape_values()
+        # They come out of a session widened, so that no other can read them.
+        self._narrow = {n for n, spec in network.tensors.items() if spec.dtype in WIDENED}
         self._ends = tuple(ends)
         self.whole = frozenset(self._whole_steps(network))
 
@@ -66,7 +70,7 @@ class Segments:
     def _step(self, makes: Iterable[str], first: int, known: Container[str]) -> Step:
         """What the nodes from `first` on read of the network's tensors to make these."""
         makes, reads, seen = set(makes), set(), set()
-        waiting = [self._makers[name] for name in makes]
+        waiting = [self._makers[name] for name in makes if name in self._makers]
         while waiting:
             if (index := waiting.pop()) in seen:
                 continue
@@ -81,16 +85,28 @@ class Segments:
         return Step(self._ordered(reads), self._ordered(makes))
 
     def _is_given(self, name: str, first: int, known: Container[str]) -> bool:
-        """Constants are folded into each segment that reads them, so they are never handed over."""
-        if name not in self._dependent:
+        """Constants and what is computed from shapes are part of each segment that reads them.
+
+        A list of sizes that came from another segment would have an unknown length there, with which the
+        runtime refuses Resize; only what Shape itself makes is handed over, whose length is known.
+        """
+        if name not in self._dependent or name in self._narrow:
+            return False
+        if name in self.shape_values and not self._measures(name):
             return False
         return name in self._inputs or name in known or self._makers[name] < first
+
+    def _measures(self, name: str) -> bool:
+        """Whether a tensor is the shape of another one that is not an input, which is there anyway."""
+        node = self._nodes[self._makers[name]] if name in self._makers else None
+        return node is not None and node.op in OF_SIZES and node.inputs[0] not in self._inputs
 
     def _ordered(self, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(names, key=lambda name: (self._makers.get(name, -1), name)))
 
     def _segment(self, name: str) -> int:
-        return bisect_left(self._ends, self._makers[name])
+        """Which segment makes a tensor; what the file stores stands in the first."""
+        return bisect_left(self._ends, self._makers.get(name, 0))
 
     def _first(self, segment: int) -> int:
         return self._ends[segment - 1] + 1 if segment else 0
@@ -127,14 +143,16 @@ def _sizes(network: Network, weight_bytes: Sequence[int]) -> Sequence[float]:
 
 def _places(network: Network) -> Iterable[tuple[int, int]]:
     """Nodes after which every tensor that is read later may be handed over, and how many those are."""
+    shapes = network.shape_values()
     last_read = {name: i for i, node in enumerate(network.nodes) for name in node.reads}
     judge = _Judge(network)
     crossing = {spec.name for spec in network.inputs}
     for index, node in enumerate(network.nodes[:-1]):
         crossing |= {name for name in node.makes if judge.depends(name)}
         crossing = {name for name in crossing if last_read.get(name, -1) > index}
-        if 0 < len(crossing) <= MOST_CROSSING and all(judge.may_cross(name) for name in crossing):
-            yield index, len(crossing)
+        maps = crossing - shapes
+        if 0 < len(maps) <= MOST_CROSSING and all(judge.may_cross(name) for name in maps):
+            yield index, len(maps)
 
 
 class _Judge:
@@ -157,7 +175,7 @@ class _Judge:
         if name in self._inputs:
             return True
         spec = self._network.tensors.get(name)
-        if spec is None or not spec.dtype or name in self._fused:
+        if spec is None or not spec.dtype or spec.dtype in WIDENED or name in self._fused:
             return False
         if spec.dtype in ("int64", "int32", "bool"):
             sizes = None if spec.shape is None else [n or math.inf for n in spec.shape]

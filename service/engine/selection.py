@@ -54,6 +54,10 @@ class LayerTable:
         chosen = {layer.name: layer for term in terms for layer in self._meant(term)}
         return tuple(sorted(chosen.values(), key=lambda layer: layer.index))
 
+    def named(self, words: Iterable[str]) -> frozenset[str]:
+        """The layers that words name exactly, and not as some among others."""
+        return frozenset(t for word in words for t in self._terms(word) if t in self.by_name)
+
     def _terms(self, word: str) -> list[str]:
         """Split at commas, but keep names that hold commas whole: the longest exact name wins."""
         if word in self.by_name:

@@ -7,25 +7,27 @@ from dataclasses import replace
 from cachetools import LRUCache, cached
 
 from service.engine.graph import Graph
+from service.engine.image_input import ImageInput
 from service.engine.layers.listing import input_layer_row, list_layers
 from service.engine.nodes import Network
 from service.engine.runner import Runtime
 from service.engine.selection import LayerTable
+from service.engine.shapes import Shapes, describe
 from service.errors import ModelFailed, ShapeMismatch
 from service.values import Array, Layer, TensorSpec
 
 # Layer tables are small; an input of dynamic size can be asked for at any number of sizes.
 TABLES_KEPT = 16
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Tables:
     """The table at the `served` shapes is kept for good, of others those that were asked for last."""
 
-    def __init__(self, graph: Graph, runtime: Runtime, image: TensorSpec | None, served: Shapes) -> None:
+    def __init__(self, graph: Graph, runtime: Runtime, image: ImageInput | None, served: Shapes) -> None:
         self._graph = graph
         self._runtime = runtime
         self._image = image
+        self._group = image.group if image else 1
         self._served_shapes = served
         self.network = describe(graph, runtime, served)
         self.served = self._table(self.network)
@@ -65,8 +67,8 @@ class Tables:
         return self._mismatch(error, others) if others else error
 
     def _others(self, feeds: Mapping[str, Array]) -> Shapes:
-        image = self._image.name if self._image else None
-        shapes = {n: (1, *v.shape[1:]) if n == image else v.shape for n, v in feeds.items()}
+        image = self._image.spec.name if self._image else None
+        shapes = {n: (self._group, *v.shape[1:]) if n == image else v.shape for n, v in feeds.items()}
         return {n: shape for n, shape in shapes.items() if shape != self._served_shapes.get(n)}
 
     def _mismatch(self, error: ModelFailed, shapes: Shapes) -> ShapeMismatch:
@@ -84,27 +86,19 @@ class Tables:
             raise self._mismatch(error, dict(shapes)) from error
 
     def _table(self, network: Network) -> LayerTable:
-        inputs = [input_layer_row(self._image, network)] if self._image else []
-        return LayerTable(list_layers(network), self._graph.outputs, inputs)
+        inputs = [input_layer_row(self._image.spec, network)] if self._image else []
+        layers = list_layers(network)
+        if self._group == 1:
+            return LayerTable(layers, self._graph.outputs, inputs)
+        inputs, rows = ([_per_image(row) for row in some] for some in (inputs, layers))
+        return LayerTable(rows, self._graph.outputs, inputs)
 
 
-def describe(graph: Graph, runtime: Runtime, shapes: Shapes) -> Network:
-    """A graph at some shapes; what ONNX's inference leaves open the runtime's own fills in.
-
-    Raises:
-        ModelFailed: the runtime refuses it.
-    """
-    network = graph.network(shapes)
-    unknown = [n for node in network.nodes for n in node.makes if _incomplete(network.tensors.get(n))]
-    if not unknown:
-        return network
-    known = runtime.specs(graph.exposed(shapes), graph.folder)
-    better = {n: known[n] for n in unknown if n in known}
-    return replace(network, tensors={**network.tensors, **better})
-
-
-def _incomplete(spec: TensorSpec | None) -> bool:
-    return spec is None or spec.shape is None or None in spec.shape
+def _per_image(layer: Layer) -> Layer:
+    """A layer of a file with a fixed batch, as it is for one image."""
+    if layer.batch_axis != 0 or not layer.shape:
+        return layer
+    return replace(layer, shape=(1, *layer.shape[1:]))
 
 
 def _output_spec(layer: Layer, known: Iterable[TensorSpec | None]) -> TensorSpec:

@@ -38,7 +38,9 @@ _PLAIN_MODE = {
 _TIFF_BITS_PER_SAMPLE = 258
 
 
-def to_srgb(image: Image.Image, *, profile: object) -> tuple[Image.Image, ProfileVerdict]:
+def to_srgb(
+    image: Image.Image, *, profile: object, keep_alpha: bool = False
+) -> tuple[Image.Image, ProfileVerdict, Image.Image | None]:
     """Turn a loaded picture of any mode into mode RGB, and say what became of its ICC profile.
 
     Transparency is composited on white, what a page or a viewer shows. Dropping alpha, as
@@ -46,6 +48,7 @@ def to_srgb(image: Image.Image, *, profile: object) -> tuple[Image.Image, Profil
     a transparent ground becomes a black rectangle. Photographs carry no alpha, so training
     pipelines, which drop it, agree wherever they saw any. `profile` is what stands in `info`, not
     trusted to be bytes. An RGB picture without alpha and profile is returned itself, not a copy.
+    With `keep_alpha` nothing is composited, and the transparency (mode L) is returned too.
     """
     plain = _plain(image)
     alpha = _visible_alpha(plain)
@@ -54,9 +57,11 @@ def to_srgb(image: Image.Image, *, profile: object) -> tuple[Image.Image, Profil
     rgb, verdict = _convert_profile(plain, profile)
     if rgb.mode != "RGB":
         rgb = rgb.convert("RGB")
+    if keep_alpha:
+        return rgb, verdict, alpha
     if alpha is not None:
         rgb.paste((255, 255, 255), None, ImageChops.invert(alpha))
-    return rgb, verdict
+    return rgb, verdict, None
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:

@@ -29,7 +29,7 @@ _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _PNG_GRAY_KEY_STEP = {1: 1, 2: 85, 4: 17, 8: 1}
 
 
-def decode(body: bytes, *, max_pixels: int) -> Picture:
+def decode(body: bytes, *, max_pixels: int, keep_alpha: bool = False) -> Picture:
     """Decode JPEG (MPO, Ultra HDR), PNG (APNG), WebP, GIF, BMP, TIFF or AVIF to sRGB pixels.
 
     Of a file with several images the first is taken. EXIF orientation is applied (what is broken
@@ -42,6 +42,7 @@ def decode(body: bytes, *, max_pixels: int) -> Picture:
     Args:
         body: the file, at most as long as the door lets in.
         max_pixels: width times height allowed, read from the header before pixels are decoded.
+        keep_alpha: for networks that take transparency as a channel; it is not composited then.
 
     Returns:
         The upright image, the detected media type, and what became of the profile.
@@ -61,11 +62,14 @@ def decode(body: bytes, *, max_pixels: int) -> Picture:
         image = _load(file, form, body)
         del file
         turn = _turn(image)
-        rgb, verdict = to_srgb(image, profile=image.info.get("icc_profile"))
+        profile = image.info.get("icc_profile")
+        rgb, verdict, alpha = to_srgb(image, profile=profile, keep_alpha=keep_alpha)
     del image  # what is not needed is let go at once: of 50 megapixels each copy takes 200 MB
     upright = _Bare(rgb if turn is None else rgb.transpose(turn))
     del rgb
-    return Picture(upright, form.media_type, verdict)
+    if alpha is not None:
+        alpha = _Bare(alpha if turn is None else alpha.transpose(turn))
+    return Picture(upright, form.media_type, verdict, alpha)
 
 
 class _Bare(Image.Image):

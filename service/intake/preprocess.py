@@ -1,6 +1,7 @@
 """Pixels, or a ready tensor, to what a model takes: its size, channels, numbers and layout."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -47,21 +48,21 @@ def preprocess(picture: Picture, recipe: Preprocessing, spec: TensorSpec) -> Pre
     once. For a uint8 input x is rounded to the nearest integer and clipped to 0..255.
 
     Args:
-        picture: upright, sRGB.
+        picture: upright, sRGB; with its transparency where the recipe's colour is rgba.
         recipe: `mean` and `std` in the order of `color`.
         spec: (N, C, H, W) or (N, H, W, C) by its layout, float32, float16, float64 or uint8.
 
     Returns:
-        `tensor` (1, C, H, W) or (1, H, W, C), C-contiguous and new, with one exact `Placement`.
+        `tensor` (1, C, H, W) or (1, H, W, C), C-contiguous and new, with one exact `Placement`; C are the
+        channels of one image, also where several are stacked.
 
     Raises:
         ShapeMismatch: the input's dtype, layout or fixed shape is not what the recipe makes.
     """
-    channels = 1 if recipe.color in ("gray", "y") else 3
-    shape = _tensor_shape(recipe, spec, channels)
+    shape = _tensor_shape(recipe, spec, len(recipe.mean))
     photo = picture.size
     fitted = _fit(photo, recipe)
-    pixels = _render(_channels(picture.image, recipe), fitted, recipe)
+    pixels = _render(_channels(picture, recipe), fitted, recipe)
     tables = _tables(recipe.scale, recipe.mean, recipe.std, spec.dtype)
     tensor = np.empty(shape, spec.dtype)
     planes = tensor[0] if spec.layout == "NCHW" else np.moveaxis(tensor[0], -1, 0)
@@ -87,14 +88,32 @@ def _tensor_shape(recipe: Preprocessing, spec: TensorSpec, channels: int) -> tup
             f"the model's input {spec.name!r} is not laid out as NCHW or NHWC images; "
             "send it a ready tensor (application/x-npy)"
         )
-    if spec.shape is not None and not _fits(shape[1:], spec.shape[1:]):
+    allowed = _of_one_image(spec, recipe.images)
+    if allowed is not None and not _fits(shape[1:], allowed[1:]):
         raise ShapeMismatch(
             f"the preprocessing makes a tensor of shape {_text(shape)}, the model's input "
-            f"{spec.name!r} is {_text(spec.shape)}",
+            f"{spec.name!r} is {_text(allowed)}",
             given=list(shape),
-            allowed=list(spec.shape),
+            allowed=list(allowed),
         )
     return shape
+
+
+def _of_one_image(spec: TensorSpec, images: int) -> tuple[int | None, ...] | None:
+    """The input's shape for one of the images that are stacked along its channels."""
+    if spec.shape is None or images == 1:
+        return spec.shape
+    axis = 1 if spec.layout == "NCHW" else 3
+    channels = spec.shape[axis]
+    one = None if channels is None else channels // images
+    return (*spec.shape[:axis], one, *spec.shape[axis + 1 :])
+
+
+def stack(parts: Sequence[Prepared], spec: TensorSpec) -> Prepared:
+    """Several images as one input, their channels one after the other; a region means the first image's."""
+    axis = 1 if spec.layout == "NCHW" else 3
+    tensor = np.concatenate([part.tensor for part in parts], axis=axis)
+    return Prepared(np.ascontiguousarray(tensor), parts[0].placements)
 
 
 def _fits(shape: tuple[int, ...], allowed: tuple[int | None, ...]) -> bool:
@@ -165,8 +184,11 @@ def _placement(photo: tuple[int, int], fitted: _Fitted) -> Placement:
     return Placement(photo, scale, (float(fitted.corner[0]), float(fitted.corner[1])))
 
 
-def _channels(image: Image.Image, recipe: Preprocessing) -> Image.Image:
+def _channels(picture: Picture, recipe: Preprocessing) -> Image.Image:
+    image = picture.image
     match recipe.color:
+        case "rgba":
+            return Image.merge("RGBA", [*image.split(), picture.alpha or Image.new("L", image.size, 255)])
         case "gray":
             return image.convert("L")
         case "y":

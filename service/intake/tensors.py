@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 import orjson
 
+from service.dtypes import DATATYPE_OF, DATATYPES
 from service.errors import MalformedRequest, ShapeMismatch
-from service.values import DATATYPE_OF, DATATYPES, Array, TensorSpec
+from service.values import Array, TensorSpec
 
 # numpy finds bfloat16 by its name only once the package is there.
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -25,11 +25,7 @@ def check(layer: Layer, reduction: Reduction) -> None:
         NotCombinable: grid together with pool, or a layer without what a reduction needs: channels,
             rows and columns, any cells at all.
     """
-    if not is_numeric(layer.dtype):
-        raise InvalidParameter(
-            f"layer {layer.name!r} holds {layer.dtype}, not numbers that a format carries",
-            parameter="layers",
-        )
+    check_numbers(layer)
     if reduction.grid and reduction.pool != "none":
         raise NotCombinable("grid and pool are two ways to do the same: ask for one of them")
     if (reduction.grid or reduction.region) and not layer.has_space:
@@ -41,6 +37,19 @@ def check(layer: Layer, reduction: Reduction) -> None:
         _check_channels(layer, reduction.channels)
     if layer.has_space and layer.shape is not None:
         _check_cells(layer, reduction, layer.shape)
+
+
+def check_numbers(layer: Layer) -> None:
+    """Refuse text and types that numpy does not have.
+
+    Raises:
+        InvalidParameter
+    """
+    if not is_numeric(layer.dtype):
+        held = layer.dtype or "a type that is unknown here"
+        raise InvalidParameter(
+            f"layer {layer.name!r} holds {held}, not numbers that a format carries", parameter="layers"
+        )
 
 
 def apply(

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from service.dtypes import DATATYPE_OF
 from service.errors import AnswerTooLarge, MalformedRequest
-from service.values import DATATYPE_OF, Array, Chunk
+from service.values import Array, Chunk
 
 WITHOUT_JSON = ("float16", "bfloat16")
 

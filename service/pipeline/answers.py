@@ -8,12 +8,24 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from service import __version__
+from service.dtypes import WIDENED
 from service.errors import AnswerTooLarge, NotCombinable
 from service.output import arrays, reduce
 from service.output.quantise import error_bound
 from service.output.table import ArrayFormat
 from service.pipeline.prepare import Ready, Windows
-from service.values import Array, Chunk, FeatureMap, Job, Layer, Limits, Reduction, Window
+from service.values import (
+    NO_REDUCTION,
+    Array,
+    Chunk,
+    FeatureMap,
+    Job,
+    Layer,
+    Limits,
+    Parts,
+    Reduction,
+    Window,
+)
 
 OTHER_REDUCTION = "a smaller grid, for channels by their numbers, for another pool or dtype"
 
@@ -214,7 +226,10 @@ def metadata(ready: Ready, runtime: str) -> Mapping[str, Any]:
         "input_sha256": hashlib.sha256(tensor.data).hexdigest(),
         # Nothing was done to a ready tensor.
         "preprocessing": asdict(model.recipe_at(ready.job.size)) if from_images else None,
+        # Where the size comes from, where the request does not say it.
+        "size_source": model.size_source if from_images and ready.job.size is None else None,
         "layers": [layer.name for layer in ready.layers],
+        "left_out": ready.left_out,
         "channels": asdict(reduction.channels) if reduction.channels else None,
         "region": asdict(reduction.region) if reduction.region else None,
         "windows": {name: [asdict(window) for window in found] for name, found in ready.windows.items()},
@@ -223,6 +238,14 @@ def metadata(ready: Ready, runtime: str) -> Mapping[str, Any]:
         "dtype": reduction.dtype,
         "error_bound": {x.name: error_bound(x.dtype, reduction.dtype) for x in ready.layers},
     }
+
+
+def map_of(layer: Layer, values: Array, done: Parts) -> FeatureMap:
+    """A layer's map, in the dtype that it is answered in."""
+    is_narrow = layer.dtype in set(WIDENED.values()) and values.dtype.name in WIDENED
+    return FeatureMap(
+        layer, values.astype(layer.dtype) if is_narrow else values, done.get(layer.name, NO_REDUCTION)
+    )
 
 
 def file_name(model: str, what: str, extension: str) -> str:

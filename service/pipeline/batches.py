@@ -31,8 +31,9 @@ class _Waiting:
     @property
     def pixels(self) -> int:
         """Of all its images as the network sees them."""
-        tensor, channels = self.ready.prepared.tensor, len(self.ready.model.recipe_at(None).mean)
-        return int(tensor.size) // channels
+        model = self.ready.model
+        channel_axis = 1 if model.image_spec().layout == "NCHW" else 3
+        return int(self.ready.prepared.tensor.size) // model.image_shape()[channel_axis]
 
 
 class Batches:

@@ -1,10 +1,11 @@
 """The v2 protocol's requests: inputs by name to what the network sees, and maps to named outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from service.dtypes import DATATYPE_OF
 from service.engine.loaded import LoadedModel
 from service.engine.runner import Stop
 from service.engine.selection import LayerTable
@@ -25,11 +26,13 @@ from service.pipeline.answers import (
 )
 from service.pipeline.prepare import (
     Check,
+    Chosen,
     Ready,
     Source,
     Windows,
     check_layers,
     check_size,
+    count_inputs,
     decode_all,
     place,
     ready_tensor,
@@ -37,7 +40,6 @@ from service.pipeline.prepare import (
 )
 from service.pipeline.stopwatch import Stopwatch
 from service.values import (
-    DATATYPE_OF,
     NO_REDUCTION,
     Array,
     Channels,
@@ -73,7 +75,8 @@ def prepare_inference(
     if model.image_input is None:
         tensors = {**_first(model, first), **others}
         return _prepare_any(job, model, check, limits, watch, tensors=tensors)
-    assert first is not None
+    if first is None:
+        first = _unread_image(job, model)
     if first.dtype == object:
         return _prepare_images(job, model, check, limits, watch, stop, encoded=first, others=others)
     tensor = check_fits(first, model.image_spec(), any_batch=True)
@@ -83,9 +86,10 @@ def prepare_inference(
     check_size(size, limits)
     _check_rows(others, model, len(tensor))
     layers = _wanted(job, model, model.layers(size, others, len(tensor)))
+    _check_sent(model, layers, {model.first_input, *others})
     check_layers(layers, check, limits, len(tensor))
     prepared = replace(ready_tensor(tensor, model), others=others)
-    return place(job, model, layers, Source(prepared, ()), check, watch)
+    return place(job, model, Chosen(layers), Source(prepared, ()), check, watch)
 
 
 def compute(ready: Ready, stop: Stop | None) -> Mapping[str, Array]:
@@ -216,10 +220,7 @@ def _sent(asked: Inference, model: LoadedModel) -> dict[str, Array]:
 def _raw_shape(spec: TensorSpec, model: LoadedModel, elements: int) -> list[int]:
     """One image at the served size; elsewhere a single axis may be free, and takes what was sent."""
     if model.image_input is not None:
-        height, width = model.recipe_at(None).size
-        channels = len(model.recipe_at(None).mean)
-        nchw = model.image_spec().layout == "NCHW"
-        return [1, channels, height, width] if nchw else [1, height, width, channels]
+        return list(model.image_shape())
     shape = list(spec.shape or ())
     if shape[:1] == [None]:
         shape[0] = 1
@@ -238,11 +239,32 @@ def _check_names(sent: Mapping[str, Array], model: LoadedModel) -> None:
                 f"{', '.join(map(repr, known[:20]))}",
                 suggestions=known[:20],
             )
-    for name in known:
+
+
+def _missing(model: LoadedModel, name: str) -> MalformedRequest:
+    return MalformedRequest(
+        f"input {name!r} of model {model.identity.name!r} is missing: the outputs asked for need it, and "
+        "model.toml has no value for it"
+    )
+
+
+def _check_sent(model: LoadedModel, layers: Sequence[Layer], sent: Container[str]) -> None:
+    """Refuse outputs that need an input which was not sent; others may be left out.
+
+    Raises:
+        MalformedRequest
+    """
+    for name in model.reads_of(layers):
         if name not in sent and name not in model.constants:
-            raise MalformedRequest(
-                f"input {name!r} of model {model.identity.name!r} is missing; model.toml has no value for it"
-            )
+            raise _missing(model, name)
+
+
+def _unread_image(job: Job, model: LoadedModel) -> Array:
+    """In place of an image that was not sent: any will do for outputs that do not read it."""
+    layers = _wanted(job, model, model.layers())
+    if model.first_input in model.reads_of(layers):
+        raise _missing(model, model.first_input)
+    return np.zeros(model.image_shape(), model.image_spec().dtype)
 
 
 def _check_rows(others: Mapping[str, Array], model: LoadedModel, images: int) -> None:
@@ -261,9 +283,10 @@ def _check_rows(others: Mapping[str, Array], model: LoadedModel, images: int) ->
 
 
 def _first(model: LoadedModel, sent: Array | None) -> Mapping[str, Array]:
+    """The first input's value, where it was sent or the manifest has one."""
     spec = next(spec for spec in model.inputs if spec.name == model.first_input)
     if sent is None:
-        return {spec.name: model.constants[spec.name]}
+        return {n: value for n, value in model.constants.items() if n == spec.name}
     return {spec.name: check_fits(sent, spec, any_batch=False)}
 
 
@@ -279,10 +302,11 @@ def _prepare_any(
     """A model that takes no images: its tensors as they are, run once."""
     table = model.layers_for({name: tensor.shape for name, tensor in tensors.items()})
     layers = _wanted(job, model, table)
+    _check_sent(model, layers, tensors)
     if any(job.reduction_of(layer.name).region is not None for layer in layers):
         raise NotCombinable("a region is cut out of the maps of images, and this model takes none")
     check_layers(layers, check, limits, 1)
-    first = tensors.pop(model.first_input)
+    first = tensors.pop(model.first_input, np.zeros(1, np.float32))
     return Ready(job, model, layers, Prepared(first, (), tensors), (), {}, watch, table.largest_bytes)
 
 
@@ -301,12 +325,14 @@ def _prepare_images(
     images = tuple(encoded.reshape(-1))
     if not images:
         raise MalformedRequest(f"input {model.first_input!r} holds no image")
-    _check_rows(others, model, len(images))
-    layers = _wanted(job, model, model.layers(None, others, len(images)))
-    check_layers(layers, check, limits, len(images))
+    count = count_inputs(model, len(images))
+    _check_rows(others, model, count)
+    layers = _wanted(job, model, model.layers(None, others, count))
+    _check_sent(model, layers, {model.first_input, *others})
+    check_layers(layers, check, limits, count)
     source = decode_all(replace(job, images=images), model, limits, watch, stop)
     prepared = replace(source.prepared, others=others)
-    return place(job, model, layers, Source(prepared, source.pictures), check, watch)
+    return place(job, model, Chosen(layers), Source(prepared, source.pictures), check, watch)
 
 
 def _wanted(job: Job, model: LoadedModel, table: LayerTable) -> tuple[Layer, ...]:

@@ -1,17 +1,26 @@
 """PREPARE: refuse cheaply first, then bytes -> tensor, and where each map's window lies."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from service.engine.loaded import LoadedModel
 from service.engine.runner import Stop, Stopped
-from service.engine.selection import held_bytes
-from service.errors import AnswerTooLarge, InvalidParameter, NotCombinable, RequestError, TooManyImages
+from service.engine.selection import LayerTable, held_bytes
+from service.errors import (
+    AnswerTooLarge,
+    InvalidParameter,
+    ModelNeedsConstants,
+    NotCombinable,
+    RequestError,
+    ShapeMismatch,
+    TooManyImages,
+)
 from service.intake.decode import decode
-from service.intake.preprocess import preprocess, read_tensor
+from service.intake.preprocess import preprocess, read_tensor, stack
+from service.output import reduce
 from service.output.window import find_window
 from service.pipeline.stopwatch import Stopwatch
 from service.values import Array, Job, Layer, Limits, Parts, Picture, Placement, Prepared, Window
@@ -26,7 +35,8 @@ class Ready:
     """A job whose layers exist and whose answer fits, with what the network will see.
 
     `windows` holds the cells of each layer for each image, where a region was asked for. `largest_bytes` are
-    those of the largest map that the network can make of one image; to find them out takes long.
+    those of the largest map that the network can make of one image; to find them out takes long. `left_out`
+    are layers that `all` and the like would mean and that cannot be answered, with the reasons.
     """
 
     job: Job
@@ -37,6 +47,7 @@ class Ready:
     windows: Windows
     watch: Stopwatch
     largest_bytes: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -49,6 +60,14 @@ class Ready:
         if not self.images:
             return {}  # Nothing runs.
         return self.model.parts_of(self.layers, self.job.reduction_of)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The layers that a request gets, and those that it does not get, with the reasons."""
+
+    layers: tuple[Layer, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +95,10 @@ def prepare(
     """
     tensor = _read_tensor(job, model) if job.tensor is not None else None
     size = sides_of(tensor.tensor, model) if tensor else job.size
-    images = len(tensor.tensor) if tensor else len(job.images)
-    layers = select(job, model, check, limits, size=size, images=images)
+    images = len(tensor.tensor) if tensor else count_inputs(model, len(job.images))
+    chosen = select(job, model, check, limits, size=size, images=images)
     source = Source(tensor, ()) if tensor else decode_all(job, model, limits, watch, stop)
-    return place(job, model, layers, source, check, watch)
+    return place(job, model, chosen, source, check, watch)
 
 
 def select(
@@ -90,16 +109,85 @@ def select(
     *,
     size: tuple[int, int] | None,
     images: int,
-) -> tuple[Layer, ...]:
+) -> Chosen:
     """The layers asked for, where everything that is known so far allows them.
 
     Raises:
         RequestError
     """
     check_size(size, limits)
-    layers = model.layers(size).select(job.layers)
-    check_layers(layers, check, limits, images)
-    return layers
+    chosen = choose(model, model.layers(size), job.layers)
+    check_layers(chosen.layers, check, limits, images)
+    return chosen
+
+
+def select_for_one(
+    job: Job, model: LoadedModel, check: Check, limits: Limits, *, size: tuple[int, int] | None
+) -> Chosen:
+    """The same for a single image.
+
+    Raises:
+        RequestError
+    """
+    return select(job, model, check, limits, size=size, images=count_inputs(model, 1))
+
+
+def choose(model: LoadedModel, table: LayerTable, words: Sequence[str]) -> Chosen:
+    """The layers that words mean, without those that cannot be answered and were not named themselves.
+
+    Raises:
+        RequestError: no such layer, or none of them can be answered.
+    """
+    layers, named = table.select(words), table.named(words)
+    problems = {x.name: problem for x in layers if (problem := _problem(model, x)) is not None}
+    left_out = {name: problem.detail for name, problem in problems.items() if name not in named}
+    left = tuple(x.widened() for x in layers if x.name not in left_out)
+    for layer in left:
+        if layer.name in problems:
+            raise problems[layer.name]
+    if not left:
+        raise next(iter(problems.values()))
+    return Chosen(left, left_out)
+
+
+def _check_inputs(model: LoadedModel, layer: Layer) -> None:
+    """Refuse a layer that reads an input which has no value; others do not need it."""
+    known = {model.first_input, *model.constants}
+    missing = [name for name in model.reads_of([layer]) if name not in known]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise ModelNeedsConstants(
+            f"layer {layer.name!r} reads the input {names} too, which has no value: give it one under "
+            "[constants] in the model's model.toml, send it with /v2, or ask for layers that do not read it",
+            layer=layer.name,
+        )
+
+
+def _problem(model: LoadedModel, layer: Layer) -> RequestError | None:
+    """Why a layer's values cannot be sent as an array."""
+    try:
+        reduce.check_numbers(layer.widened())
+        _check_inputs(model, layer)
+    except RequestError as error:
+        return error
+    return None
+
+
+def count_inputs(model: LoadedModel, images: int) -> int:
+    """How many times a network runs for so many images: several may be stacked to one input.
+
+    Raises:
+        ShapeMismatch: they do not make up whole inputs.
+    """
+    stacked = model.recipe.images if model.recipe else 1
+    if images % stacked:
+        raise ShapeMismatch(
+            f"this model takes {stacked} images together, one after the other along its channels, and "
+            f"{images} were sent",
+            limit=stacked,
+            actual=images,
+        )
+    return images // stacked
 
 
 def check_layers(layers: Sequence[Layer], check: Check, limits: Limits, images: int) -> None:
@@ -114,19 +202,19 @@ def check_layers(layers: Sequence[Layer], check: Check, limits: Limits, images: 
 
 
 def place(
-    job: Job, model: LoadedModel, layers: tuple[Layer, ...], source: Source, check: Check, watch: Stopwatch
+    job: Job, model: LoadedModel, chosen: Chosen, source: Source, check: Check, watch: Stopwatch
 ) -> Ready:
     """Find where a region lies in each map, and refuse what is too large because of it.
 
     Raises:
         RequestError
     """
-    prepared = source.prepared
+    prepared, layers = source.prepared, chosen.layers
     windows, images = _find_windows(job, layers, prepared, model), len(prepared.tensor)
     if windows:
         check(layers, images, windows)
     largest = model.layers(sides_of(prepared.tensor, model), prepared.others, images).largest_bytes
-    return Ready(job, model, layers, prepared, source.pictures, windows, watch, largest)
+    return Ready(job, model, layers, prepared, source.pictures, windows, watch, largest, chosen.left_out)
 
 
 def decode_all(
@@ -145,14 +233,17 @@ def decode_all(
             raise Stopped
         try:
             with watch.measure("decode"):
-                picture = decode(image, max_pixels=limits.pixels)
+                picture = decode(image, max_pixels=limits.pixels, keep_alpha=recipe.color == "rgba")
             with watch.measure("preprocess"):
                 parts.append(preprocess(picture, recipe, spec))
         except RequestError as error:
             error.extensions["index"] = index
             raise
+    if recipe.images > 1:
+        groups = range(0, len(parts), recipe.images)
+        parts = [stack(parts[i : i + recipe.images], spec) for i in groups]
     if len(parts) == 1:
-        return Source(parts[0], (picture,))
+        return Source(parts[0], (picture,) if recipe.images == 1 else ())
     placements = tuple(placement for part in parts for placement in part.placements)
     return Source(Prepared(np.concatenate([part.tensor for part in parts]), placements), ())
 

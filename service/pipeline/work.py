@@ -22,7 +22,7 @@ from service.intake.store import ImageStore
 from service.output import coding
 from service.output.table import choose_format
 from service.pipeline.admission import Admission, Visit
-from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name
+from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name, map_of
 from service.pipeline.batches import Batches
 from service.pipeline.figures import Figures, ModelFigures
 from service.pipeline.identical import identical
@@ -30,13 +30,13 @@ from service.pipeline.images import KeptImages
 from service.pipeline.inference import InferenceAnswer, compute, prepare_inference
 from service.pipeline.models import Models
 from service.pipeline.pools import Pools, Stages
-from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select
+from service.pipeline.prepare import Ready, Source, check_size, decode_all, place, prepare, select_for_one
 from service.pipeline.shared import Flights, Known, Shared
 from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.tally import Tallies
 from service.pipeline.uploads import Uploads
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
-from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Job, Layer, Limits, Parts, Payload, Step
+from service.values import Array, Drawing, Job, Layer, Limits, Parts, Payload, Step
 
 T = TypeVar("T")
 REST_AFTER_S = 5.0
@@ -287,13 +287,16 @@ class Pipeline:
     ) -> Payload:
         ready = await self._from_kept(job, model, answer, watch)
         visit.take(_needed_bytes(ready))
-        values = await self._kept_maps(ready)
+        if model.group == 1:
+            values = await self._kept_maps(ready)
+        else:
+            values = await self._pools.run("run", watch, compute, ready, None)
         return await self._pools.run("finish", watch, _finish, ready, values, {}, answer)
 
     async def _from_kept(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Ready:
         """The same for a kept image, whose decoded picture may be at hand or under way."""
-        chosen = functools.partial(select, job, model, answer.check, self.limits, size=job.size, images=1)
-        layers = await self._pools.run("read", watch, chosen)
+        chosen = functools.partial(select_for_one, job, model, answer.check, self.limits, size=job.size)
+        found = await self._pools.run("read", watch, chosen)
 
         async def decoded() -> Source:
             whole = replace(job, images=(await self.images.body(job.owner, job.image_id or ""),))
@@ -301,7 +304,7 @@ class Pipeline:
 
         # Not behind the origin, where tensors stand by names that may be any.
         source = await self._shared.get(("source", _origin(job, model)), decoded)
-        return await self._pools.run("read", watch, place, job, model, layers, source, answer.check, watch)
+        return await self._pools.run("read", watch, place, job, model, found, source, answer.check, watch)
 
     async def _kept_maps(self, ready: Ready) -> Mapping[str, Array]:
         """Go on from the maps of the same image that are at hand or under way, segment after segment."""
@@ -381,7 +384,7 @@ def _held_bytes(value: Source | Array) -> int:
 def _finish(ready: Ready, values: Mapping[str, Array], done: Parts, answer: Answer) -> Payload:
     """Reduce by what is not done yet, encode and, where the client takes it and it pays, compress."""
     what = ready.layers[0].name if len(ready.layers) == 1 else "layers"
-    maps = [FeatureMap(x, values[x.name], done.get(x.name, NO_REDUCTION)) for x in ready.layers]
+    maps = [map_of(x, values[x.name], done) for x in ready.layers]
     encoded, wanted, packed = answer.finish(ready, maps), ready.job.coding, None
     if wanted and not encoded.media_type.startswith("image/"):
         with ready.watch.measure("compress"):

@@ -49,6 +49,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.OutOfRange: 422,
     errors.NameNotStorable: 422,
     errors.ModelNeedsConstants: 422,
+    errors.ImagesNotTaken: 422,
     errors.NotDrawable: 422,
     errors.NoFilters: 422,
     errors.InvalidModel: 422,

@@ -19,6 +19,7 @@ from service.values import (
     Layer,
     Layout,
     PadAt,
+    SizeSource,
     StoredImage,
     TensorSpec,
 )
@@ -117,6 +118,7 @@ class PreprocessingDescription(BaseModel):
     mean: list[float] = Field(description="One a channel")
     std: list[float] = Field(description="One a channel")
     source: PreprocessingSource = Field(description="Whether the model's own file says so")
+    images: int = Field(description="How many images lie one after the other along the channels")
 
 
 class ModelDescription(BaseModel):
@@ -129,6 +131,9 @@ class ModelDescription(BaseModel):
     inputs: list[TensorDescription] = Field(description="Inputs of the graph, the image's first")
     outputs: list[str] = Field(description="Outputs that the graph declares", examples=[["logits"]])
     preprocessing: PreprocessingDescription | None = Field(description="Null where it takes no images")
+    size_source: SizeSource | None = Field(
+        description="Where the size served without `size=` comes from; `guessed`: one that it runs at"
+    )
     no_image_reason: str | None = Field(description="Why it takes no images, where it does not")
     labels: list[str] = Field(description="Names of the classes, in their order")
     licence: str | None = Field(description="Of the model", examples=["Apache-2.0"])
@@ -258,6 +263,7 @@ def model_description(model: LoadedModel) -> Mapping[str, Any]:
         "inputs": [_tensor(spec) for spec in model.inputs],
         "outputs": model.outputs,
         "preprocessing": asdict(model.recipe) if model.recipe else None,
+        "size_source": model.size_source,
         "no_image_reason": model.no_image_reason or None,
         "labels": model.labels,
         "licence": model.manifest.licence,

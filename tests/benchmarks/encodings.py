@@ -12,7 +12,7 @@ import orjson
 import zstandard
 from isal import igzip
 
-from service.engine.loaded import load
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.intake.decode import decode

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.engine.catalog import Catalog
-from service.engine.loaded import LoadedModel, load
+from service.engine.loaded import LoadedModel
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import (

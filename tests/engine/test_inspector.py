@@ -11,7 +11,7 @@ import pytest
 from service.engine.extent import ModelLimits
 from service.engine.graph import read
 from service.engine.inspector import Inspector
-from service.engine.loaded import load
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import ModelFailed

@@ -15,7 +15,8 @@ from onnx import helper
 
 from service.engine.extent import MODEL_LIMITS
 from service.engine.graph import Graph
-from service.engine.loaded import LoadedModel, load
+from service.engine.loaded import LoadedModel
+from service.engine.loading import load
 from service.engine.nodes import Network
 from service.engine.onnx_file import OnnxFile, open_onnx
 from service.engine.plan_cache import FUSE_AFTER, PlanCache

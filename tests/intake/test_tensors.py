@@ -14,7 +14,7 @@ from service.errors import BodyTooLarge, MalformedRequest, Overloaded
 from service.intake import tensors
 from service.intake.inflate import PIECE_BYTES, inflate
 from service.intake.tensors import read_binary, read_numbers, read_texts
-from service.values import DATATYPES
+from service.dtypes import DATATYPES
 
 WITH_JSON = sorted(set(DATATYPES) - {"FP16", "BF16", "BYTES"})
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from service.engine.loaded import load
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime, Stop, Stopped
 from tests.builders import encoded, model, photograph, put, small_cnn, weight

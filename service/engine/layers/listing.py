@@ -1,5 +1,6 @@
 """The layer catalogue: from a network's nodes to one row for each tensor that depends on its input."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -29,7 +30,8 @@ class _Facts:
 def list_layers(network: Network) -> tuple[Layer, ...]:
     """Describe every tensor that a node makes and that depends on an input, in graph order.
 
-    Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not.
+    Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not. Behind
+    them stand the declared outputs that depend on no input, such as a detector's anchors.
     """
     roles = find_roles(network)
     geometry = find_geometry(network, roles)
@@ -53,7 +55,17 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
                 reads,
             )
             rows.append(_row(node, spec or TensorSpec(name, "", None), len(rows), facts))
+    rows += _constant_outputs(network, dependent, len(rows))
     return tuple(rows)
+
+
+def _constant_outputs(network: Network, dependent: Container[str], first: int) -> list[Layer]:
+    makers = {name: node for node in network.nodes for name in node.makes}
+    names = [name for name in network.outputs if name not in dependent]
+    specs = [spec for name in names if (spec := network.tensors.get(name)) is not None and spec.dtype]
+    facts = _Facts(None, None, Cost(0, 0, 0), None, False, ())
+    stored = Node("", "Constant", "", (), ())
+    return [_row(makers.get(s.name, stored), s, first + i, facts) for i, s in enumerate(specs)]
 
 
 def _row(node: Node, spec: TensorSpec, index: int, facts: _Facts) -> Layer:

@@ -111,6 +111,8 @@ class Activity:
         if node.op not in ("Mul", "Div"):
             return False
         seen = [self._plain(name) for name in self._seen(node)]
+        if not seen:
+            return False  # Both factors are constants.
         if len(seen) == 1:
             inner = self._makers.get(seen[0])
             return self._is_number(node) and inner is not None and self._written_out(inner)

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
+from service.dtypes import DATATYPE_OF
 from service.engine.catalog import Entry
 from service.engine.loaded import LoadedModel
 from service.errors import NotReady
 from service.pipeline.tally import Tally, Total
-from service.values import DATATYPE_OF, TensorSpec
+from service.values import TensorSpec
 from service.web.answers import json_response
 from service.web.door import pipeline_of, visit_of
 from service.web.media import OF_MODEL, json_answer

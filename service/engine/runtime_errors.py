@@ -1,0 +1,29 @@
+"""onnxruntime's error messages, as they may leave this program: without codes, source lines and paths."""
+
+import re
+from pathlib import Path
+
+SUMMARIES = (
+    ("No Op registered for", "the graph uses an operator that onnxruntime does not have"),
+    ("is not a registered", "the graph uses an operator that onnxruntime does not have"),
+    ("NOT_IMPLEMENTED", "the graph uses an operator or type that onnxruntime does not implement"),
+    ("under development", "the graph's opset is newer than this onnxruntime"),
+    ("CUDA", "the CUDA execution provider did not start"),
+)
+# `[ONNXRuntimeError] : 1 : FAIL : ` and, in some messages, the line of the source with its function.
+ERROR_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+SOURCE_LINE = re.compile(r"\S*/\S+\.(?:cc|h|cpp|cu):\d+ .{0,1000}?\)(?: const)? ")
+LONGEST_SENTENCE = 1000
+
+
+def refusal(text: str, folder: Path) -> str:
+    """Why the runtime refuses a graph: a summary where we have one, and the runtime's own sentence."""
+    summary = next((told for mark, told in SUMMARIES if mark in text), "onnxruntime refuses the graph")
+    return f"{summary}: {sentence(text, folder)}"
+
+
+def sentence(text: str, folder: Path) -> str:
+    """The runtime's message without its code, its source line and the path of the model's folder."""
+    text = SOURCE_LINE.sub("", ERROR_CODE.sub("", text)).replace(str(folder.resolve()), "").strip()
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= LONGEST_SENTENCE else f"{text[:LONGEST_SENTENCE]}..."
