@@ -4,7 +4,8 @@ import math
 from collections.abc import Container
 
 from service.engine.layers.axes import find_roles
-from service.engine.layers.reshapes import BATCH, Roles
+from service.engine.layers.parts import Roles
+from service.engine.layers.shape_values import BATCH
 from service.engine.nodes import OF_SIZES, Network
 from service.values import TensorSpec
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from service.engine.filters import CONVOLUTIONS, find_convolution
 from service.engine.graph import Graph
-from service.engine.layers.axes import find_roles, reduced_axes
+from service.engine.layers.axes import find_roles
+from service.engine.layers.axis_rules import reduced_axes
 from service.engine.layers.costs import elements
 from service.engine.layers.operators import KNOWN_DOMAINS, names
 from service.engine.nodes import Network, Node

@@ -1,11 +1,15 @@
 """A graph's parts in plain Python, so that everything but `graph` can be written and tested without ONNX."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from service.values import Array, TensorSpec
 
+# Numbers that say how a node works: pads of all axes, a shape.
+MOST_PARAMETERS = 64
 # Behind the name of an output that was cast to a dtype which numpy has.
 WIDENED_SUFFIX = ":featuremaps-widened"
 # Their outputs depend on a tensor's shape and not on its values.
@@ -32,6 +36,11 @@ class Node:
     def reads(self) -> tuple[str, ...]:
         """Every tensor that the node needs."""
         return tuple(name for name in (*self.inputs, *self.captured) if name)
+
+    @property
+    def data_inputs(self) -> tuple[str, ...]:
+        """What its outputs are made of: CastLike reads a second tensor for its type only."""
+        return self.inputs[:1] if self.op == "CastLike" else self.reads
 
     @property
     def makes(self) -> tuple[str, ...]:
@@ -62,6 +71,11 @@ class Network:
         spec = self.tensors.get(name)
         return spec.shape if spec else None
 
+    def value(self, name: str) -> Array | None:
+        """A small tensor's value where it is constant at these shapes."""
+        found = self.folded.get(name)
+        return self.constants.get(name) if found is None else found
+
     def shape_values(self) -> frozenset[str]:
         """The small tensors that the inputs' shapes decide alone: sizes, scales, pads, slices' ends."""
         dependent, found = self.dependent(), set[str]()
@@ -69,16 +83,20 @@ class Network:
             reads = [name for name in node.reads if name in dependent]
             measures = node.op in OF_SIZES and node.domain == ""
             if reads and (measures or all(name in found for name in reads)):
-                found.update(name for name in node.makes if self._is_list(name))
+                found.update(name for name in node.makes if self._is_small(name))
         return frozenset(found)
 
-    def _is_list(self, name: str) -> bool:
-        """Whether a tensor is a number or a list of them, as far as its shape is known."""
+    def _is_small(self, name: str) -> bool:
+        """Whether a tensor holds no more numbers than the parameters of a node do."""
         shape = self.shape(name)
-        return shape is not None and len(shape) <= 1
+        return shape is not None and math.prod(size or 1 for size in shape) <= MOST_PARAMETERS
 
     def dependent(self) -> frozenset[str]:
         """The names of all tensors that depend on an input, the inputs included."""
+        return self._dependent
+
+    @cached_property
+    def _dependent(self) -> frozenset[str]:
         found = {spec.name for spec in self.inputs}
         for node in self.nodes:
             if not found.isdisjoint(node.reads):

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from service.engine.layers.axes import RULES
+from service.engine.layers.axis_rules import RULES
 from service.engine.layers.operators import CONTRACTIONS, KNOWN_DOMAINS, names
-from service.engine.layers.reshapes import Roles, Shape
+from service.engine.layers.parts import Roles, Shape
 from service.engine.nodes import Network, Node
 
 # Which inputs hold weights; an operand of Add and Mul is one only if it has several elements.

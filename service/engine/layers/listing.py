@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from service.engine.layers.axes import find_roles, layout_of
+from service.engine.layers.axes import find_axes, layout_of
 from service.engine.layers.costs import Cost, elements, find_costs, image_shape
 from service.engine.layers.geometry import UNKNOWN_FIELD, Geometry, find_geometry
-from service.engine.layers.reshapes import Roles
+from service.engine.layers.parts import Roles, roles_of
 from service.engine.layers.stages import Activity, find_stages
 from service.engine.nodes import Network, Node
 from service.values import Layer, ReceptiveField, TensorSpec
@@ -33,8 +33,9 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
     Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not. Behind
     them stand the declared outputs that depend on no input, such as a detector's anchors.
     """
-    roles = find_roles(network)
-    geometry = find_geometry(network, roles)
+    axes = find_axes(network)
+    roles = {name: roles_of(own) for name, own in axes.items()}
+    geometry = find_geometry(network, axes)
     costs = find_costs(network, roles)
     activity = Activity(network)
     stages = find_stages(network, geometry, activity)

@@ -1,12 +1,14 @@
 """What each operator does to one spatial axis: how far its cells step, and how far they see."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
-from service.engine.layers import axes
+from service.engine.layers import axis_rules
 from service.engine.layers.extents import Axis, Extent
 from service.engine.layers.operators import CONTRACTIONS, ELEMENTWISE, UNARY, names
+from service.engine.nodes import Node
 
 Rule = Callable[[Extent, Axis], Extent]
 HALF = Fraction(1, 2)
@@ -19,6 +21,7 @@ POINTWISE = (UNARY - {"Softmax", "LogSoftmax", "Hardmax", "CumSum"} | ELEMENTWIS
     "LpNormalization",
     "MeanVarianceNormalization",
     "QLinearSoftmax",
+    "DynamicQuantizeLinear",
 } | names("BatchNormalization LRN ImageScaler Transpose Squeeze Unsqueeze Reshape Flatten Trilu")
 GLOBAL_POOLS = names("GlobalAveragePool GlobalMaxPool GlobalLpPool QLinearGlobalAveragePool")
 POOLS = names("MaxPool AveragePool LpPool QLinearAveragePool")
@@ -34,8 +37,14 @@ NEAREST_REACH = {
 CUBIC_REACH, LINEAR_REACH = Fraction(2), Fraction(1)
 
 
+def mixes_space(node: Node) -> bool:
+    """Whether a node takes statistics of the whole map: training, or the range to quantise by."""
+    trains = node.op == "BatchNormalization" and bool(node.attributes.get("training_mode"))
+    return trains or node.op == "DynamicQuantizeLinear"
+
+
 def _same(extent: Extent, axis: Axis) -> Extent:
-    return extent
+    return extent.mixed() if mixes_space(axis.node) else extent
 
 
 def _mix(extent: Extent, axis: Axis) -> Extent:
@@ -152,7 +161,7 @@ def _named_scale(axis: Axis) -> float | None:
     """The entry of `scales`, which is an attribute (Upsample-7) or a constant input."""
     values = axis.node.attributes.get("scales")
     for name in axis.node.inputs[1:3] if values is None else ():
-        constant = axis.network.constants.get(name)
+        constant = axis.network.value(name)
         if constant is not None and constant.dtype.kind == "f" and constant.size:
             values = constant.reshape(-1)
     if values is None:
@@ -219,9 +228,7 @@ def _mean_floor(step: Fraction, offset: Fraction) -> Fraction:
 
 
 def _depth_to_space(extent: Extent, axis: Axis) -> Extent:
-    block = int(axis.node.attributes.get("blocksize", 1))
-    behind = Fraction(block - 1, block)
-    return extent.sampled(Fraction(1, block), Fraction(0), (behind, Fraction(0)), -behind / 2).bounded()
+    return extent.spread(int(axis.node.attributes.get("blocksize", 1)))
 
 
 def _space_to_depth(extent: Extent, axis: Axis) -> Extent:
@@ -231,8 +238,8 @@ def _space_to_depth(extent: Extent, axis: Axis) -> Extent:
 
 def _padded(extent: Extent, axis: Axis) -> Extent:
     """A border of constants shifts; one of mirrored or repeated cells sees pixels further inside."""
-    pads = axes.integers(axis.network, axis.node, 1, "pads")
-    chosen = axes.integers(axis.network, axis.node, 3, "axes") or list(range(axis.rank))
+    pads = axis_rules.integers(axis.network, axis.node, 1, "pads")
+    chosen = axis_rules.integers(axis.network, axis.node, 3, "axes") or list(range(axis.rank))
     places = [a % axis.rank for a in chosen]
     if pads is None or len(pads) != 2 * len(places):
         return extent.lost()
@@ -253,19 +260,28 @@ def _sliced(extent: Extent, axis: Axis) -> Extent:
     if bounds is None:
         return extent.lost()
     start, step = bounds
+    if (start, step) == (0, 1) and axis.before == axis.after:
+        return extent
+    if step == -1 and axis.before == axis.after and start == (axis.before or 0) - 1:
+        return replace(extent, is_flipped=not extent.is_flipped)
+    if extent.rolled and step == 1 and axis.after:
+        shift, cells = extent.rolled
+        first = (start + shift) % cells
+        own = replace(extent, rolled=None) if first + axis.after <= cells else extent
+        return own.window(0, 1, -first)
     return extent.window(0, step, -start) if step > 0 else extent.lost()
 
 
 def _slice_bounds(axis: Axis) -> tuple[int, int] | None:
     """First cell and step along the axis; (0, 1) where it is not cut."""
     network, node = axis.network, axis.node
-    starts = axes.integers(network, node, 1, "starts")
+    starts = axis_rules.integers(network, node, 1, "starts")
     if starts is None:
         return None
     has_axes = "axes" in node.attributes or (len(node.inputs) > 3 and node.inputs[3])
-    chosen = axes.integers(network, node, 3, "axes") if has_axes else list(range(len(starts)))
+    chosen = axis_rules.integers(network, node, 3, "axes") if has_axes else list(range(len(starts)))
     steps = (
-        axes.integers(network, node, 4, "steps")
+        axis_rules.integers(network, node, 4, "steps")
         if len(node.inputs) > 4 and node.inputs[4]
         else [1] * len(starts)
     )
@@ -287,7 +303,7 @@ def _cropped(extent: Extent, axis: Axis) -> Extent:
 
 
 def _reduced(extent: Extent, axis: Axis) -> Extent:
-    chosen = axes.reduced_axes(axis.network, axis.node, axis.rank)
+    chosen = axis_rules.reduced_axes(axis.network, axis.node, axis.rank)
     if chosen is None:
         return extent.lost()
     return extent.collapsed() if axis.place in chosen else extent
@@ -323,14 +339,28 @@ def _expanded(extent: Extent, axis: Axis) -> Extent:
 
 
 def _picked(extent: Extent, axis: Axis) -> Extent:
-    """Gather and Split leave the other axes alone."""
+    """Split leaves the other axes alone."""
     along = int(axis.node.attributes.get("axis", 0)) % axis.rank
     return extent.lost() if along == axis.place else extent
 
 
+def _gathered(extent: Extent, axis: Axis) -> Extent:
+    """Cells at regular distances are followed; the other axes are left alone."""
+    along = int(axis.node.attributes.get("axis", 0)) % axis.rank
+    if along != axis.place:
+        return extent
+    indices = axis.network.value(axis.node.inputs[1])
+    if indices is None or indices.ndim != 1 or len(indices) < 2:
+        return extent.lost()
+    steps = {int(b) - int(a) for a, b in itertools.pairwise(indices)}
+    step = steps.pop() if len(steps) == 1 else 0
+    return extent.window(0, step, -int(indices[0])) if step > 0 and indices[0] >= 0 else extent.lost()
+
+
 def _multiplied(extent: Extent, axis: Axis) -> Extent:
-    """A constant on the right mixes the last axis, which is space only in rare layouts."""
-    return extent if axis.roles[-1] == "C" else extent.collapsed()
+    """A matrix of weights sums over one axis, which is space only in rare layouts."""
+    summed = axis_rules.contracted(axis.node, axis.rank, axis.network)
+    return extent.collapsed() if summed == axis.place else extent
 
 
 RULES: dict[str, Rule] = {
@@ -338,16 +368,18 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(WINDOWS, _windowed),
     **dict.fromkeys(GLOBAL_POOLS, _collapse),
     **dict.fromkeys(("InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization"), _mix),
+    "DynamicQuantizeLinear": _mix,
     **dict.fromkeys(
         ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization"), _layer_normalised
     ),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "QLinearSoftmax"), _normalised),
     **dict.fromkeys(("LpNormalization", "CumSum"), _one_axis),
-    **dict.fromkeys((op for op in axes.RULES if op.startswith(("Reduce", "Arg"))), _reduced),
+    **dict.fromkeys((op for op in axis_rules.RULES if op.startswith(("Reduce", "Arg"))), _reduced),
     **dict.fromkeys(("Concat", "QLinearConcat"), _concatenated),
     **dict.fromkeys(("Resize", "Upsample"), _resized),
     **dict.fromkeys(("Expand", "Tile"), _expanded),
-    **dict.fromkeys(("Gather", "Split"), _picked),
+    "Split": _picked,
+    "Gather": _gathered,
     **dict.fromkeys(CONTRACTIONS - {"Gemm"}, _multiplied),
     "ConvTranspose": _transposed_window,
     "DepthToSpace": _depth_to_space,
