@@ -83,10 +83,10 @@ class Network:
             reads = [name for name in node.reads if name in dependent]
             measures = node.op in OF_SIZES and node.domain == ""
             if reads and (measures or all(name in found for name in reads)):
-                found.update(name for name in node.makes if self._is_small(name))
+                found.update(name for name in node.makes if self.is_small(name))
         return frozenset(found)
 
-    def _is_small(self, name: str) -> bool:
+    def is_small(self, name: str) -> bool:
         """Whether a tensor holds no more numbers than the parameters of a node do."""
         shape = self.shape(name)
         return shape is not None and math.prod(size or 1 for size in shape) <= MOST_PARAMETERS

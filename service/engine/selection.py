@@ -108,6 +108,10 @@ class LayerTable:
         hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
         return LayerNotFound(f"no layer {term!r}{hint} ({HOW_TO_FIND_OUT})", suggestions=near)
 
+    def features(self) -> list[Layer]:
+        """What the network's blocks give at each reduction, from the finest on."""
+        return sorted((x for x in self.layers if x.feature is not None), key=lambda x: x.feature or 0)
+
     def stages(self) -> list[Layer]:
         """The layers that end a stage, in the stages' order."""
         return sorted((x for x in self.layers if x.stage is not None), key=lambda x: x.stage or 0)
@@ -125,6 +129,10 @@ def _all(table: LayerTable, _: str) -> Sequence[Layer]:
 
 def _stages(table: LayerTable, _: str) -> Sequence[Layer]:
     return table.stages()
+
+
+def _features(table: LayerTable, _: str) -> Sequence[Layer]:
+    return table.features()
 
 
 def _outputs(table: LayerTable, _: str) -> Sequence[Layer]:
@@ -148,15 +156,21 @@ def _by_stage(table: LayerTable, argument: str) -> Sequence[Layer]:
     return _ranged(table.stages(), argument, "stage:3, stage:-1 or stage:0..2")
 
 
+def _by_feature(table: LayerTable, argument: str) -> Sequence[Layer]:
+    return _ranged(table.features(), argument, "feature:2, feature:-1 or feature:0..2")
+
+
 KEYWORDS: dict[str, Callable[[LayerTable, str], Sequence[Layer]]] = {
     "all": _all,
     "stages": _stages,
+    "features": _features,
     "outputs": _outputs,
 }
 ARGUMENT_KEYWORDS: dict[str, Callable[[LayerTable, str], Sequence[Layer]]] = {
     "index:": _by_index,
     "op:": _by_op,
     "stage:": _by_stage,
+    "feature:": _by_feature,
     "reduction:": _by_reduction,
 }
 

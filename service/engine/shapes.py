@@ -6,7 +6,7 @@ only: layers, their order and every session come from the file's own graph.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,8 +27,7 @@ PARAMETERS = {
     "ConstantOfShape": 0,
     "Range": 0,
 }
-# Weights that are read to compute parameters of nodes: more than that are none.
-FOLDED_BYTES = 1 << 20
+RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 # Maps of so many tensors are held at one time where shapes are measured.
 MEASURED_AT_ONCE = 32
 POOLS = ("MaxPool", "AveragePool", "LpPool")
@@ -106,22 +105,22 @@ def noise(spec: TensorSpec, shape: tuple[int, ...], seed: int = 0) -> Array:
 
 def _folded(graph: Graph, runtime: Runtime, network: Network) -> Mapping[str, Array]:
     """The values of nodes' parameters that constants and shapes decide: pads, ends of slices, sizes."""
-    dependent, shaped = network.dependent(), network.shape_values()
-    wanted = {
-        name
-        for node in network.nodes
-        for name in _parameters(node)
-        if name not in network.constants and (name not in dependent or name in shaped)
-    }
     measured = _measured_sizes(network)
-    nodes = graph.needed(wanted, measured)
-    makes = {name for i in nodes for name in graph.nodes[i].makes} | measured.keys()
-    wanted &= makes - measured.keys()
-    reads = {name for i in nodes for name in graph.nodes[i].reads}
-    is_closed = not reads & ({spec.name for spec in network.inputs} | (dependent - shaped - measured.keys()))
-    if not wanted or not is_closed or graph.weight_bytes(nodes) > FOLDED_BYTES:
-        return {**network.constants, **measured}
-    return {**network.constants, **measured, **_run_small(graph, runtime, sorted(wanted), measured)}
+    known = {**network.constants, **measured}
+    computable = _computable(network, known)
+    wanted = {name for node in network.nodes for name in _parameters(node)} & computable
+    return {**known, **_run_small(graph, runtime, sorted(wanted), measured)} if wanted else known
+
+
+def _computable(network: Network, known: Container[str]) -> set[str]:
+    """What small constants and shapes give by deterministic nodes, and is small itself."""
+    found: set[str] = set()
+    for node in network.nodes:
+        if node.op in RANDOM or node.captured or not node.inputs:
+            continue
+        if all(name in known or name in found for name in node.reads):
+            found.update(n for n in node.makes if n not in known and network.is_small(n))
+    return found
 
 
 def _run_small(

@@ -17,10 +17,11 @@ def rows(nodes, shape, constants=None):
     return by_name(list_layers(network(model(nodes, shape, ["y"], {**IDENTITY, **(constants or {})}))))
 
 
-def reshaped(shape, target, batch=1):
-    """The roles after a reshape of a map (N, 3, 4, 5)."""
+def reshaped(target, batch):
+    """The roles after a reshape of a map (N, 3, 4, 5) for one image; `batch` is the file's."""
     nodes = [node("Conv", ["x", "w"], ["a"]), node("Reshape", ["a", "s"], ["y"])]
-    return roles(nodes, [batch, 3, 4, 5], {"s": np.array(target, np.int64)})
+    proto = model(nodes, [batch, 3, 4, 5], ["y"], {**IDENTITY, "s": np.array(target, np.int64)})
+    return find_roles(network(proto, [1, 3, 4, 5]))["y"]
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -82,11 +83,16 @@ def test_swapped_rows_and_columns_stay_swapped():
         ([60], (None,)),
         ([1, 3, 20], ("N", "C", None)),
         ([0, 3, 1, 4, 5], ("N", "C", None, "H", "W")),
-        ([3, 1, 4, 5], (None, None, None, None)),
+        ([3, 1, 4, 5], (None, None, "H", "W")),
     ],
 )
-def test_reshape_keeps_what_is_certain(target, expected):
-    assert reshaped((1, 3, 4, 5), target) == expected
+def test_reshape_keeps_what_is_certain_for_any_number_of_images(target, expected):
+    assert reshaped(target, "N") == expected
+
+
+@pytest.mark.parametrize(("target", "expected"), [([1, -1], ("N", None)), ([1, 3, -1], ("N", "C", None))])
+def test_where_the_file_takes_one_image_a_leading_axis_of_one_is_the_batch(target, expected):
+    assert reshaped(target, 1) == expected
 
 
 def test_a_target_computed_from_the_batch_size_keeps_the_batch():
@@ -102,9 +108,9 @@ def test_a_target_computed_from_the_batch_size_keeps_the_batch():
     assert roles(nodes, [1, 3, 4, 5], constants) == ("N", None, None)
 
 
-def test_ultraface_keeps_its_batch_and_yolox_may_not():
+def test_detectors_that_take_one_image_keep_its_axis():
     assert by_name(list_layers(good("ultraface_RFB-320")))["boxes"].batch_axis == 0
-    assert by_name(list_layers(good("yolox_nano")))["output"].batch_axis is None
+    assert by_name(list_layers(good("yolox_nano")))["output"].batch_axis == 0
 
 
 def test_a_channel_shuffle_gives_channels_back():

@@ -213,7 +213,8 @@ def _concatenated(step: Step) -> Axes | None:
 
 
 def _agreed_in_all(column: Sequence[Axis], size: int | None) -> Axis:
-    return column[0] if len(set(column)) == 1 else whole(None, size)
+    filling = {axis for axis in column if not _is_repeated(axis)} or set(column)
+    return filling.pop() if len(filling) == 1 else whole(None, size)
 
 
 def _transposed(step: Step) -> Axes | None:
@@ -377,7 +378,7 @@ def _reshaped(step: Step) -> Axes | None:
     batch, *rest = data[0]
     if batch.role != "N" or batch.size != 1:
         return _reshaped_batch(step, data, before, after) or nothing
-    return _with_batch(step, (tuple(rest), *data[1:]), before, after) or nothing
+    return _with_batch(step, (tuple(rest), *data[1:]), before, after)
 
 
 def _reshaped_batch(step: Step, data: Axes, before: Shape, after: Shape) -> Axes | None:
@@ -388,22 +389,20 @@ def _reshaped_batch(step: Step, data: Axes, before: Shape, after: Shape) -> Axes
     return None if rest is None else shuffled((data[0], *rest))
 
 
-def _with_batch(step: Step, rest: Axes, before: Shape, after: Shape) -> Axes | None:
+def _with_batch(step: Step, rest: Axes, before: Shape, after: Shape) -> Axes:
     """The batch of one image, which is merged with what follows it, or stands alone again."""
     target, alone = _target(step), not rest[0]
-    made = regroup(rest, after)
-    if made is None:
-        return None
+    made = regroup(rest, after) or whole_axes((None,) * len(after), after)
     if after[0] == 1:
         kept = keeps_batch(target, before, after) if alone else _is_batch_again(target, after)
         return shuffled((whole("N", 1), *made[1:])) if kept or _takes_one(step.network) else shuffled(made)
     if target is not None and target[0] in (0, 1):
-        return None
+        return whole_axes((None,) * len(after), after)
     return ((Part("N", 1), *made[0]), *made[1:])
 
 
 def _takes_one(network: Network) -> bool:
-    """Whether the file fixes its batch to one image: then a leading axis of 1 holds it, whatever the target."""
+    """Whether the file fixes its batch to one image: then a leading axis of one is the batch."""
     return all(spec.shape and spec.shape[0] == 1 for spec in network.inputs)
 
 

@@ -47,7 +47,7 @@ class Extent:
 
     def collapsed(self) -> "Extent":
         """Everything along this axis in one cell."""
-        return Extent(self.span, None, None, status="whole_input")
+        return Extent(self.span, None, None, status="whole_input", visible=self.visible)
 
     def mixed(self) -> "Extent":
         """Every cell sees everything, at its old place."""
@@ -56,7 +56,7 @@ class Extent:
     def lost(self) -> "Extent":
         """No axis any more: whole stays whole, the rest is unknown."""
         status: FieldStatus = "whole_input" if self.status == "whole_input" else "unknown"
-        return Extent(self.span, None, None, status=status)
+        return Extent(self.span, None, None, status=status, visible=self.visible)
 
     def unclear(self) -> "Extent":
         """Cells are where they were, what they see is not known."""

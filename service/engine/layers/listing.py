@@ -8,6 +8,7 @@ import numpy as np
 
 from service.engine.layers.axes import find_axes, layout_of
 from service.engine.layers.costs import Cost, elements, find_costs, image_shape
+from service.engine.layers.features import find_features
 from service.engine.layers.geometry import UNKNOWN_FIELD, Geometry, find_geometry
 from service.engine.layers.parts import Roles, roles_of
 from service.engine.layers.stages import Activity, find_stages
@@ -23,8 +24,10 @@ class _Facts:
     geometry: Geometry | None
     cost: Cost
     stage: int | None
+    feature: int | None
     active: bool
     reads: tuple[str, ...]
+    is_variable: bool = False
 
 
 def list_layers(network: Network) -> tuple[Layer, ...]:
@@ -39,6 +42,7 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
     costs = find_costs(network, roles)
     activity = Activity(network)
     stages = find_stages(network, geometry, activity)
+    features = find_features(network, geometry, activity)
     dependent = network.dependent()
     rows: list[Layer] = []
     for node in network.nodes:
@@ -52,8 +56,10 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
                 geometry.get(name),
                 costs[name],
                 stages.get(name),
+                features.get(name),
                 activity.active(name),
                 reads,
+                name in network.variable,
             )
             rows.append(_row(node, spec or TensorSpec(name, "", None), len(rows), facts))
     rows += _constant_outputs(network, dependent, len(rows))
@@ -64,7 +70,7 @@ def _constant_outputs(network: Network, dependent: Container[str], first: int) -
     makers = {name: node for node in network.nodes for name in node.makes}
     names = [name for name in network.outputs if name not in dependent]
     specs = [spec for name in names if (spec := network.tensors.get(name)) is not None and spec.dtype]
-    facts = _Facts(None, None, Cost(0, 0, 0), None, False, ())
+    facts = _Facts(None, None, Cost(0, 0, 0), None, None, False, ())
     stored = Node("", "Constant", "", (), ())
     return [_row(makers.get(s.name, stored), s, first + i, facts) for i, s in enumerate(specs)]
 
@@ -92,6 +98,8 @@ def _row(node: Node, spec: TensorSpec, index: int, facts: _Facts) -> Layer:
         cumulative_macs=facts.cost.cumulative_macs,
         bytes_per_image=_bytes(spec, facts.roles),
         stage=facts.stage,
+        feature=facts.feature,
+        has_variable_shape=facts.is_variable,
         after_activation=facts.active,
         reads=facts.reads,
     )

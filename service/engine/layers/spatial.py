@@ -124,6 +124,8 @@ def _transposed_pad(axis: Axis, reach: int, stride: int, before: int) -> int:
 
 def _resized(extent: Extent, axis: Axis) -> Extent:
     """Place and reach of Resize and Upsample: https://onnx.ai/onnx/operators/onnx__Resize.html."""
+    if extent.jump is None:
+        return extent
     ratio = _scale(axis)
     if ratio == 1 and axis.before == axis.after:
         return extent

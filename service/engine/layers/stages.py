@@ -62,6 +62,16 @@ class Activity:
         merges = node.op in MERGES and len(self._seen(node)) > 1
         return merges or node.op in ACTIVATIONS or self._written_out(node) or self._clamps_on_the_way(name)
 
+    def argument(self, name: str) -> str | None:
+        """What an activation that is written out was applied to (x of x * f(x)); None for anything else."""
+        node = self._makers.get(name)
+        if node is None or node.domain not in KNOWN_DOMAINS or not self._written_out(node):
+            return None
+        seen = [self._plain(name) for name in self._seen(node)]
+        if len(seen) == 1:
+            return self.argument(seen[0])
+        return seen[1] if self._gates(seen[0], seen[1]) else seen[0]
+
     def _is_active(self, node: Node) -> bool:
         if node.domain not in KNOWN_DOMAINS:
             return False
