@@ -55,10 +55,12 @@ class Activity:
         return self._active.get(name, False)
 
     def ends_stage(self, name: str) -> bool:
-        """Whether an activation or a merge made the tensor, quantised and back or not."""
+        """Whether an activation or a merge made the tensor, quantised and back, gated or not."""
         node = self._makers.get(self._plain(name))
         if node is None or node.domain not in KNOWN_DOMAINS:
             return False
+        if (gated := self._gated(node)) is not None:
+            return self.ends_stage(gated)
         merges = node.op in MERGES and len(self._seen(node)) > 1
         return merges or node.op in ACTIVATIONS or self._written_out(node) or self._clamps_on_the_way(name)
 
@@ -128,6 +130,23 @@ class Activity:
             return self._is_number(node) and inner is not None and self._written_out(inner)
         return node.op == "Mul" and (self._gates(seen[0], seen[1]) or self._gates(seen[1], seen[0]))
 
+    def _gated(self, node: Node) -> str | None:
+        """The map that a node weighs channel by channel, as squeeze and excitation does."""
+        seen = [self._plain(name) for name in self._seen(node)]
+        if node.op != "Mul" or len(seen) != 2:
+            return None
+        single = [self._is_single(self._before_expand(name)) for name in seen]
+        return seen[single.index(False)] if single.count(True) == 1 else None
+
+    def _before_expand(self, name: str) -> str:
+        node = self._makers.get(name)
+        return node.inputs[0] if node is not None and node.op == "Expand" else name
+
+    def _is_single(self, name: str) -> bool:
+        """Whether a map has one cell."""
+        shape = self._network.shape(name)
+        return shape is not None and len(shape) == 4 and (shape[2:] == (1, 1) or shape[1:3] == (1, 1))
+
     def _is_number(self, node: Node) -> bool:
         constants = [self._network.constants.get(n) for n in node.inputs if n not in self._dependent]
         return all(value is not None and value.size == 1 for value in constants)
@@ -148,7 +167,12 @@ class Activity:
 
 
 def find_stages(network: Network, geometry: Mapping[str, Geometry], activity: Activity) -> dict[str, int]:
-    """The layers that are stages and their numbers; the declared outputs where there is none."""
+    """The layers that are stages and their numbers; the declared outputs where there is none.
+
+    Where reductions are lost half-way, later stages cannot be told, so that there is none at all.
+    """
+    if lost_at(network, geometry) is not None:
+        return {}
     cuts = [(n, g.reduction) for n in find_cuts(network, geometry) if (g := geometry.get(n))]
     placed = [(name, reduction) for name, reduction in cuts if reduction is not None]
     chosen = _last_of_each(placed, {n for n, _ in placed if activity.ends_stage(n)})
@@ -156,6 +180,17 @@ def find_stages(network: Network, geometry: Mapping[str, Geometry], activity: Ac
         makers = {name: node for node in network.nodes for name in node.makes}
         chosen = _last_of_each(placed, {n for n, _ in placed if makers[n].op in LAST_RESORTS})
     return {name: i for i, name in enumerate(chosen or _outputs(network))}
+
+
+def lost_at(network: Network, geometry: Mapping[str, Geometry]) -> str | None:
+    """The first map through which everything flows and whose reduction should be known and is not."""
+    for name in find_cuts(network, geometry):
+        shape, found = network.shape(name), geometry.get(name)
+        is_map = shape is not None and len(shape) == 4 and min(size or 0 for size in shape[1:]) > 1
+        is_unknown = found is not None and found.reduction is None
+        if is_map and is_unknown and found is not None and found.receptive_field.status == "unknown":
+            return name
+    return None
 
 
 def find_cuts(network: Network, geometry: Mapping[str, Geometry]) -> list[str]:
