@@ -8,6 +8,20 @@ from service.values import Array, TensorSpec
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What PyTorch's dynamo exporter recorded of the operation that a node came from.
+
+    `scopes` are the paths of the modules that were being called, outermost first; `value` names the traced
+    value; `reads` the traced values that it read; `rules` the rewrites that the exporter applied since.
+    """
+
+    scopes: tuple[str, ...]
+    value: str
+    reads: frozenset[str] = frozenset()
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Node:
     """One operation. `captured` are outer tensors that its subgraphs (If, Loop) read.
 
@@ -22,6 +36,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -48,6 +63,7 @@ class Network:
     outputs: tuple[str, ...]
     tensors: Mapping[str, TensorSpec]
     constants: Mapping[str, Array]
+    producer: str = ""
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """The tensor's shape, None where even its rank is unknown."""
