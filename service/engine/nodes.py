@@ -11,14 +11,16 @@ from service.values import Array, TensorSpec
 class Origin:
     """What PyTorch's dynamo exporter recorded of the operation that a node came from.
 
-    `scopes` are the paths of the modules that were being called, outermost first; `value` names the traced
-    value; `reads` the traced values that it read; `rules` the rewrites that the exporter applied since.
+    `scopes` are the paths of the modules that were being called, outermost first, and `kind` the class of the
+    innermost; `value` names the traced value; `reads` the traced values that it read, in order; `rules` the rewrites
+    that the exporter applied since.
     """
 
     scopes: tuple[str, ...]
     value: str
-    reads: frozenset[str] = frozenset()
+    reads: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from service.engine.nodes import Origin
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+CLASSES = "pkg.torch.onnx.class_hierarchy"
 FX_NODE = "pkg.torch.onnx.fx_node"
 RULES = "pkg.onnxscript.rewriter.rule_name"
 # Python's parser takes time and stack for what it reads; a module's path has a few dozen characters.
@@ -29,7 +30,9 @@ def origin_of(metadata: Mapping[str, str]) -> Origin | None:
         return None
     _, _, call = metadata.get(FX_NODE, "")[:MAX_FX_LENGTH].partition(":")
     rules = tuple(metadata.get(RULES, "")[:MAX_SCOPES_LENGTH].split(", ")) if RULES in metadata else ()
-    return Origin(scopes[:-1], scopes[-1], frozenset(_READ.findall(call)), rules)
+    kinds = _scopes(metadata.get(CLASSES, ""))
+    kind = kinds[-2] if len(kinds) > 1 else ""
+    return Origin(scopes[:-1], scopes[-1], tuple(_READ.findall(call)), rules, kind)
 
 
 def _scopes(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from cachetools import LRUCache, cached
 
 from service.engine.graph import Graph
 from service.engine.layers.listing import input_layer_row, list_layers
+from service.engine.layers.modules import find_modules
 from service.engine.nodes import Network
 from service.engine.runner import Runtime
 from service.engine.selection import LayerTable
@@ -28,6 +29,7 @@ class Tables:
         self._image = image
         self._served_shapes = served
         self.network = describe(graph, runtime, served)
+        self._modules = find_modules(self.network)
         self.served = self._table(self.network)
         # With a condition a table is made once for all who ask for it, and nobody waits for other tables.
         kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
@@ -85,7 +87,9 @@ class Tables:
 
     def _table(self, network: Network) -> LayerTable:
         inputs = [input_layer_row(self._image, network)] if self._image else []
-        return LayerTable(list_layers(network), self._graph.outputs, inputs)
+        return LayerTable(
+            list_layers(network, self._modules), self._graph.outputs, inputs, self._modules
+        )
 
 
 def describe(graph: Graph, runtime: Runtime, shapes: Shapes) -> Network:

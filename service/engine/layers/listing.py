@@ -8,6 +8,7 @@ import numpy as np
 from service.engine.layers.axes import find_roles, layout_of
 from service.engine.layers.costs import Cost, elements, find_costs, image_shape
 from service.engine.layers.geometry import UNKNOWN_FIELD, Geometry, find_geometry
+from service.engine.layers.modules import Modules, find_modules
 from service.engine.layers.reshapes import Roles
 from service.engine.layers.stages import Activity, find_stages
 from service.engine.nodes import Network, Node
@@ -24,13 +25,16 @@ class _Facts:
     stage: int | None
     active: bool
     reads: tuple[str, ...]
+    module: str | None
 
 
-def list_layers(network: Network) -> tuple[Layer, ...]:
+def list_layers(network: Network, modules: Modules | None = None) -> tuple[Layer, ...]:
     """Describe every tensor that a node makes and that depends on an input, in graph order.
 
-    Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not.
+    Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not. `modules`
+    are the network's, which are the same at every shape; without them they are found.
     """
+    modules = find_modules(network) if modules is None else modules
     roles = find_roles(network)
     geometry = find_geometry(network, roles)
     costs = find_costs(network, roles)
@@ -51,6 +55,7 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
                 stages.get(name),
                 activity.active(name),
                 reads,
+                modules.path_of(name),
             )
             rows.append(_row(node, spec or TensorSpec(name, "", None), len(rows), facts))
     return tuple(rows)
@@ -81,6 +86,7 @@ def _row(node: Node, spec: TensorSpec, index: int, facts: _Facts) -> Layer:
         stage=facts.stage,
         after_activation=facts.active,
         reads=facts.reads,
+        module=facts.module,
     )
 
 

@@ -4,13 +4,15 @@ A path gives a tensor only where it is certain that the module returned it. An e
 convolution, merge an operation at a module's end with what follows it, or leave it out.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from service.engine.layers.norms import Folds, find_folds
+from service.engine.layers.norms import computed_weights, find_folds
 from service.engine.layers.scopes import Chain, Scopes, read_scopes
-from service.engine.layers.seams import Seams
+from service.engine.layers.seams import COPIED, DOUBTFUL, SURE, TURNED, Seams, common
 from service.engine.nodes import Network, Node
 
 KEEPS_NORMS = {
@@ -25,35 +27,64 @@ NAMED = 4
 class Modules:
     """`outputs` holds each module's returned tensor by path, `reasons` why a module has none.
 
-    `chains` holds the modules around each tensor, outermost first.
+    `chains` holds the modules around each tensor, outermost first; `aliases` other names of folded norms.
     """
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
     outputs: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def path_of(self, tensor: str) -> str | None:
         """The path of the module that made a tensor."""
         chain = self.chains.get(tensor)
         return chain[-1] if chain else None
 
+    def output_of(self, path: str) -> str | None:
+        """The tensor that a module returned, None where that is not known."""
+        return self.outputs.get(self.aliases.get(path, path))
+
+    def reason(self, path: str) -> str:
+        """Why a path that is or may be a module's has no tensor; "" for any other text."""
+        if path in self.reasons:
+            return self.reasons[path]
+        if any(other.startswith(path + ".") for other in self._paths):
+            return f"the container is not called, and returns nothing; module:{path}.* gives what is inside"
+        outer = path.rpartition(".")[0]
+        return "the file holds no operation of such a module" if outer in self._paths else ""
+
+    def inside(self, pattern: re.Pattern[str]) -> frozenset[str]:
+        """The tensors that were made inside of modules whose paths match."""
+        chosen = {path for path in self._paths if pattern.match(path)}
+        return frozenset(tensor for tensor, chain in self.chains.items() if not chosen.isdisjoint(chain))
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        return frozenset(path for chain in self.chains.values() for path in chain).union(self.reasons)
+
 
 @dataclass
 class _Boundary:
-    """The tensors of one call of a module that are read outside of it; `doubts` are reasons by tensor."""
+    """The tensors of one call of a module that are read outside of it; `doubts` are reasons by tensor.
+
+    Of `copied` ones an equal value was read, which may be another module's.
+    """
 
     certain: list[str] = field(default_factory=list)
+    copied: list[str] = field(default_factory=list)
     doubts: dict[str, str] = field(default_factory=dict)
 
 
 def find_modules(network: Network) -> Modules:
     """Find every module that left an operation in the graph, and the norms that were folded."""
-    scopes = read_scopes(network)
+    # Four of five nodes in a transformer's export copy weights or compute shapes.
+    traced = replace(network, nodes=_computing_values(network))
+    scopes = read_scopes(traced)
     if scopes.notation == "none":
         return Modules()
-    readers = _readers(network.nodes)
-    folds = find_folds(network.nodes, scopes, readers)
-    survey = _Survey(network, scopes, folds, readers)
+    readers = _readers(traced.nodes)
+    folds = find_folds(traced.nodes, scopes, readers, computed_weights(network))
+    survey = _Survey(traced, scopes, readers)
     boundaries = survey.boundaries()
     calls = _calls(scopes)
     outputs: dict[str, str] = {}
@@ -70,7 +101,8 @@ def find_modules(network: Network) -> Modules:
     for path, norm in folds.norm_of.items():
         if path not in outputs:
             reasons[path] = folded(norm, scopes.notation)
-    return Modules(survey.chains, outputs, reasons)
+    aliases = {alias: path for alias, path in folds.aliases.items() if alias not in by_path}
+    return Modules(survey.chains, outputs, reasons, aliases)
 
 
 @dataclass(frozen=True)
@@ -80,7 +112,8 @@ class _Output:
 
 def _returned(boundaries: Sequence[_Boundary], calls: Sequence[int], scopes: Scopes) -> _Output | str:
     """The tensor that a module returned, or why that is not certain."""
-    certain = list(dict.fromkeys(tensor for b in boundaries for tensor in b.certain))
+    certain = [tensor for b in boundaries for tensor in b.certain]
+    certain = certain or [tensor for b in boundaries for tensor in b.copied]
     doubts = {tensor: reason for b in boundaries for tensor, reason in b.doubts.items()}
     if len(boundaries) > 1 or max(calls) > 1:
         return f"the module is called more than once{_ask(certain)}"
@@ -110,7 +143,7 @@ def folded(norm: str | None, notation: str) -> str:
 def _readers(nodes: Sequence[Node]) -> dict[str, list[int]]:
     readers: dict[str, list[int]] = defaultdict(list)
     for i, node in enumerate(nodes):
-        for name in node.reads:
+        for name in (*node.inputs, *node.captured):
             readers[name].append(i)
     return readers
 
@@ -128,45 +161,52 @@ class _Survey:
     """Which tensors leave which modules."""
 
     def __init__(
-        self, network: Network, scopes: Scopes, folds: Folds, readers: Mapping[str, Sequence[int]]
+        self,
+        network: Network,
+        scopes: Scopes,
+        readers: Mapping[str, Sequence[int]],
     ) -> None:
         self._network = network
         self._scopes = scopes
-        self._folds = folds
         self._readers = readers
-        self._dependent = network.dependent()
         self._outputs = frozenset(network.outputs)
-        self._sizes = _sizes(network.nodes, self._dependent)
         self._seams = Seams(network, scopes)
         self.chains: dict[str, Chain] = {}
 
     def boundaries(self) -> dict[Chain, _Boundary]:
         """By chain, the tensors that are read outside of its last module."""
-        found: dict[Chain, _Boundary] = defaultdict(_Boundary)
+        found: dict[Chain, _Boundary] = {}
+        for chain in {chain for chain in (*self._scopes.starts, *self._scopes.ends) if chain}:
+            for depth in range(1, len(chain) + 1):
+                found.setdefault(chain[:depth], _Boundary())
         for i, node in enumerate(self._network.nodes):
-            start, end = self._scopes.starts[i], self._scopes.ends[i]
-            for chain in (start, end):
-                for depth in range(1, len(chain or ()) + 1):
-                    found[(chain or ())[:depth]]
             for tensor in node.makes:
-                if tensor in self._dependent and tensor not in self._sizes:
-                    self._place(tensor, i, found)
+                self._place(tensor, i, found)
         return found
 
     def _place(self, tensor: str, i: int, found: dict[Chain, _Boundary]) -> None:
+        """Note which modules a tensor leaves. A module that a merged node left at its end made no tensor there."""
         start, end = self._scopes.starts[i], self._scopes.ends[i]
         if end:
             self.chains[tensor] = end
-        chain = end if end is not None else start
-        if not chain and not start:
+        chain = start if end is None else end
+        if not chain:
             return
-        certain, doubtful, reason = self._depths(tensor, i, chain or ())
-        for depth in range(1, len(chain or ()) + 1):
-            boundary = found[(chain or ())[:depth]]
-            if end is not None and certain < depth:
+        reads = self._reads(tensor, i, chain)
+        if end is None:
+            reads = _Reads(len(chain), len(chain), reads.least, folded(None, self._scopes.notation))
+        own = len(chain) if self._seams.ends_layer(i) else 0
+        turned = self._seams.turned_within(tensor, i)
+        for depth in range(1, len(chain) + 1):
+            boundary = found[chain[:depth]]
+            if depth <= turned and reads.least < depth:
+                boundary.doubts[tensor] = TURNED
+            elif reads.sure < depth or (depth == own and reads.least < depth):
                 boundary.certain.append(tensor)
-            elif min(certain, doubtful) < depth:
-                boundary.doubts[tensor] = reason or folded(None, self._scopes.notation)
+            elif reads.copied < depth:
+                boundary.copied.append(tensor)
+            elif reads.doubtful < depth:
+                boundary.doubts[tensor] = reads.reason
         self._doubt_start(tensor, start, end, found)
 
     def _doubt_start(
@@ -174,40 +214,53 @@ class _Survey:
     ) -> None:
         """What a merged node made is no tensor of the modules that it left at its end."""
         if start and end is not None and start != end:
-            for depth in range(_common(start, end) + 1, len(start) + 1):
+            for depth in range(common(start, end) + 1, len(start) + 1):
                 norm = end[-1] if end else None
                 found[start[:depth]].doubts[tensor] = folded(norm, self._scopes.notation)
 
-    def _depths(self, tensor: str, i: int, chain: Chain) -> tuple[int, int, str]:
-        """How many of the chain's modules still run where the tensor is read: by certain and doubtful reads."""
-        certain = 0 if tensor in self._outputs else len(chain)
-        doubtful, reason = len(chain), ""
+    def _reads(self, tensor: str, i: int, chain: Chain) -> "_Reads":
+        """Where the tensor is read, as depths of the chain."""
+        depths = [len(chain)] * 3
+        reason = ""
+        if tensor in self._outputs:
+            depths[SURE] = 0
         for reader in self._readers.get(tensor, ()):
-            start = self._scopes.starts[reader]
-            depth = 0 if start is None else _common(chain, start)
-            doubt = self._seams.doubt(tensor, i, reader, depth)
-            if not doubt:
-                certain = min(certain, depth)
-            elif depth < doubtful:
-                doubtful, reason = depth, doubt
-        return certain, doubtful, reason
+            depth = common(chain, self._scopes.starts[reader] or ())
+            if depth < len(chain):
+                sure, doubt = self._seams.read(tensor, i, reader)
+                depths[sure] = min(depths[sure], depth)
+                reason = reason or doubt
+        return _Reads(depths[SURE], depths[COPIED], depths[DOUBTFUL], reason)
 
 
-def _common(one: Chain, other: Chain) -> int:
-    """How many modules two chains have in common, from the outermost on."""
-    depth = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        depth += 1
-    return depth
+@dataclass(frozen=True)
+class _Reads:
+    """How many of a chain's modules still run at the outermost read of a tensor, by how sure that read is."""
+
+    sure: int
+    copied: int
+    doubtful: int
+    reason: str
+
+    @property
+    def least(self) -> int:
+        return min(self.sure, self.copied, self.doubtful)
 
 
-def _sizes(nodes: Iterable[Node], dependent: frozenset[str]) -> frozenset[str]:
-    """Tensors that are computed from shapes, not from values."""
-    sizes: set[str] = set()
-    for node in nodes:
-        reads = [name for name in node.reads if name in dependent]
-        if node.op in ("Shape", "Size") or (reads and sizes.issuperset(reads)):
-            sizes.update(node.makes)
-    return frozenset(sizes)
+def _computing_values(network: Network) -> list[Node]:
+    """The nodes that compute with the input's values; others compute with weights, or with shapes only."""
+    values, sizes = {spec.name for spec in network.inputs}, set[str]()
+    found = []
+    for node in network.nodes:
+        reads = node.inputs + node.captured
+        if values.isdisjoint(reads):
+            if not sizes.isdisjoint(reads):
+                sizes.update(node.outputs)
+        elif node.op in ("Shape", "Size"):
+            sizes.update(node.outputs)
+        else:
+            values.update(node.outputs)
+            values.discard("")
+            found.append(node)
+        sizes.discard("")
+    return found

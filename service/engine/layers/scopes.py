@@ -55,11 +55,6 @@ def read_scopes(network: Network) -> Scopes:
     return Scopes("none", nothing, list(nothing), {})
 
 
-def local_name(path: str, parent: str) -> str:
-    """A module's name within its parent."""
-    return path.removeprefix(parent + ".")
-
-
 def _names(nodes: Iterable[Node]) -> Iterable[str]:
     return (node.name for node in nodes)
 
@@ -83,14 +78,15 @@ def _origin_chain(node: Node) -> Chain | None:
 
 def _is_traced(node: Node) -> bool:
     """Whether a node has a name of PyTorch's tracer: its first output repeats it."""
-    return node.name.startswith("/") and node.outputs[:1] == (f"{node.name}_output_0",)
+    return node.name.startswith("/") and bool(node.outputs) and node.outputs[0] == f"{node.name}_output_0"
 
 
 def _from_names(network: Network) -> Scopes:
     """The scopes in TorchScript's node names; those of outputs count for what a node made."""
     nodes = network.nodes
     starts = [_components(node.name) for node in nodes]
-    ends = [_components(_output_name(node)) for node in nodes]
+    names = map(_output_name, nodes)
+    ends = [s if n.name == name else _components(name) for n, s, name in zip(nodes, starts, names, strict=True)]
     parameters = _parameters(nodes, starts)
     resolved = _Resolver({scope for scope in (*starts, *ends) if scope is not None}, parameters)
     calls: dict[Chain, set[tuple[str, ...]]] = defaultdict(set)
@@ -107,6 +103,8 @@ def _from_names(network: Network) -> Scopes:
 
 def _output_name(node: Node) -> str:
     """The name of the node that made the output; an optimizer that merges nodes keeps the last one's."""
+    if _is_traced(node):
+        return node.name
     found = _OUTPUT.fullmatch(node.outputs[0]) if node.outputs else None
     return found[1] if found else node.name
 
@@ -123,12 +121,10 @@ def _parameters(
     nodes: Sequence[Node], scopes: Sequence[tuple[str, ...] | None]
 ) -> Mapping[tuple[str, ...], set[str]]:
     """By scope, the modules whose parameters its nodes read directly."""
-    copies = {node.outputs[0] for node in nodes if node.op == "Identity" and node.outputs}
-    made = {name for node in nodes for name in node.makes} - copies
     owners: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for node, scope in zip(nodes, scopes, strict=True):
         for name in node.inputs if scope else ():
-            found = None if name in made else _PARAMETER.fullmatch(name)
+            found = _PARAMETER.fullmatch(name)
             if found and scope:
                 owners[scope].add(found[1])
     return owners
