@@ -11,8 +11,8 @@ from service.values import Array, TensorSpec
 class Origin:
     """What PyTorch's dynamo exporter recorded of the operation that a node came from.
 
-    `scopes` are the paths of the modules that were being called, outermost first, and `kind` the class of the
-    innermost; `value` names the traced value; `reads` the traced values that it read, in order; `rules` the rewrites
+    `scopes` are the paths of the modules that were being called, outermost first, and `kind` the class of
+    the innermost; `value` names the traced value, `reads` those that it read, in order; `rules` the rewrites
     that the exporter applied since.
     """
 

@@ -1,6 +1,6 @@
 """What PyTorch's dynamo exporter writes into a node's metadata, as an `Origin`.
 
-The format is that of `torch.onnx._internal.exporter._core._set_node_metadata`; any file may hold anything there.
+The format is that of `_set_node_metadata` in `torch.onnx._internal.exporter._core`; a file may hold anything.
 """
 
 import ast

@@ -87,9 +87,7 @@ class Tables:
 
     def _table(self, network: Network) -> LayerTable:
         inputs = [input_layer_row(self._image, network)] if self._image else []
-        return LayerTable(
-            list_layers(network, self._modules), self._graph.outputs, inputs, self._modules
-        )
+        return LayerTable(list_layers(network, self._modules), self._graph.outputs, inputs, self._modules)
 
 
 def describe(graph: Graph, runtime: Runtime, shapes: Shapes) -> Network:

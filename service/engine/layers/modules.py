@@ -185,7 +185,7 @@ class _Survey:
         return found
 
     def _place(self, tensor: str, i: int, found: dict[Chain, _Boundary]) -> None:
-        """Note which modules a tensor leaves. A module that a merged node left at its end made no tensor there."""
+        """Note which modules a tensor leaves."""
         start, end = self._scopes.starts[i], self._scopes.ends[i]
         if end:
             self.chains[tensor] = end

@@ -1,9 +1,9 @@
 """Batch normalizations that an exporter folded into the convolution before them, and which modules they were.
 
-PyTorch's TorchScript exporter (`torch/csrc/jit/passes/onnx/eval_peephole.cpp`) gives the merged node the scope of
-the convolution and weights without a name, such as `onnx::Conv_497`. The norm's own path is no longer in the
-file, except where its activation is a module inside of it; else it follows from how networks name their modules.
-Its dynamo exporter gives the merged node the scopes of the norm.
+PyTorch's TorchScript exporter (`torch/csrc/jit/passes/onnx/eval_peephole.cpp`) gives the merged node the
+scope of the convolution and weights without a name, such as `onnx::Conv_497`. The norm's own path is no
+longer in the file, except where its activation is a module inside of it; else it follows from how networks
+name their modules. Its dynamo exporter gives the merged node the scopes of the norm.
 """
 
 import re
@@ -18,21 +18,28 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _NORM = re.compile(r"(bn|norm|batch_?norm)\w*")
 # A name that PyTorch gives to what is not a parameter of a module: `onnx::Conv_497`, or a bare number.
 _ANONYMOUS = re.compile(r"\w+::\w+|\d+")
-ACTIVATIONS = frozenset(
-    "Abs Add Celu Clip Constant Div Elu Erf Gelu HardSigmoid HardSwish LeakyRelu Mish Mul PRelu Relu Selu Sigmoid "
-    "Softplus Sub Tanh Cast Exp Max Min Pow".split()
-)
+# Operators that activation functions are exported as.
+_OPERATORS = """
+Abs Add Cast Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu Max Min Mish Mul PRelu Pow Relu
+Selu Sigmoid Softplus Sub Tanh
+"""
+ACTIVATIONS = frozenset(_OPERATORS.split())
+# Norms of timm's SelectiveKernel and of separable convolutions, which have no numbers.
+_NAMED = {"fc_reduce": "bn"}
+_SEPARATE = {"conv_dw": "bn_dw", "conv_pw": "bn_pw"}
 _ACTIVATION = re.compile(r"(?:act|relu)(\d+)")
 # Containers that hold a convolution, its norm and nothing after it.
-_PAIRS = frozenset("downsample shortcut project skip".split())
+_PAIRS = ("downsample", "shortcut", "project", "skip")
 
 
 @dataclass
 class Folds:
-    """By the path of a convolution, the path of the norm that was folded into it; None where that is not known."""
+    """By the path of a convolution, that of the norm which was folded into it, None where it is not known.
+
+    `aliases` are paths of norms by the other name that they may have.
+    """
 
     norm_of: dict[str, str | None] = field(default_factory=dict)
-    # Paths of norms by the other name that they may have.
     aliases: dict[str, str] = field(default_factory=dict)
 
 
@@ -180,7 +187,9 @@ class _Traced:
         """The norm that networks name after its convolution."""
         name = local_name(chain)
         found = re.fullmatch(r"(conv|linear|fc|c|convs\.)(\d*)", name)
-        if found is None:
+        if name in _NAMED:
+            norm: str | None = _NAMED[name]
+        elif found is None:
             norm = self._by_order(chain, i) if name.startswith("conv_") else None
         elif found[1] == "convs.":
             norm = f"bns.{found[2]}"
@@ -192,6 +201,8 @@ class _Traced:
         """`bn2` of `conv2`; where `act2` follows, it confirms the number."""
         active = self._activation_number(chain, i)
         unclear = active is None and self._is_pre_activated(chain, i, kind)
+        if kind == "fc" and local_name(chain[:-1]) == "se" and active is None:
+            return "bn"
         if unclear or (number and active not in (None, number)):
             return None
         if not number:
@@ -230,6 +241,9 @@ class _Traced:
         active = self._activation_number(chain, i)
         start = _joined(chain[:-1], "conv_")
         order = [path for path in self._inside.order[chain[:-1]] if path.startswith(start)]
+        own = _SEPARATE.get(local_name(chain))
+        if own and not any(_joined(chain[:-1], f"bn{n}") in self._inside.ops for n in (1, 2, 3)):
+            return own
         number = order.index(chain[-1]) + 1
         before = (_joined(chain[:-1], f"bn{n}") for n in range(1, number))
         shown = number > 1 or active == "1"

@@ -1,4 +1,4 @@
-"""Which modules were being called when each node was traced, from what exporters write into names and metadata.
+"""Which modules were being called when each node was traced, from what exporters write into a file.
 
 PyTorch's TorchScript exporter joins module names into node names (`/layer1/layer1.0/conv1/Conv`,
 `torch/csrc/jit/passes/onnx/naming.cpp`), its dynamo exporter writes them into metadata, and tf2onnx keeps the
@@ -48,19 +48,15 @@ def read_scopes(network: Network) -> Scopes:
     if any(node.origin for node in nodes):
         return _from_origins(nodes)
     if any(_is_traced(node) for node in nodes):
-        return _from_names(network)
-    if network.producer.startswith("tf2onnx") or any(name.startswith(_WRAPPERS) for name in _names(nodes)):
+        return _from_names(nodes)
+    if network.producer.startswith("tf2onnx") or any(node.name.startswith(_WRAPPERS) for node in nodes):
         return _from_operations(nodes)
     nothing: list[Chain | None] = [None] * len(nodes)
     return Scopes("none", nothing, list(nothing), {})
 
 
-def _names(nodes: Iterable[Node]) -> Iterable[str]:
-    return (node.name for node in nodes)
-
-
 def _from_origins(nodes: Sequence[Node]) -> Scopes:
-    """The scopes of dynamo's metadata; a call of a module leaves no number there, only its operations again."""
+    """The scopes of dynamo's metadata, in which calls have no number: only the operations repeat."""
     chains = [_origin_chain(node) for node in nodes]
     values: dict[Chain, dict[str, str]] = defaultdict(dict)
     for node, chain in zip(nodes, chains, strict=True):
@@ -81,12 +77,13 @@ def _is_traced(node: Node) -> bool:
     return node.name.startswith("/") and bool(node.outputs) and node.outputs[0] == f"{node.name}_output_0"
 
 
-def _from_names(network: Network) -> Scopes:
+def _from_names(nodes: Sequence[Node]) -> Scopes:
     """The scopes in TorchScript's node names; those of outputs count for what a node made."""
-    nodes = network.nodes
     starts = [_components(node.name) for node in nodes]
-    names = map(_output_name, nodes)
-    ends = [s if n.name == name else _components(name) for n, s, name in zip(nodes, starts, names, strict=True)]
+    ends = [
+        start if _is_traced(n) else _components(_output_name(n))
+        for n, start in zip(nodes, starts, strict=True)
+    ]
     parameters = _parameters(nodes, starts)
     resolved = _Resolver({scope for scope in (*starts, *ends) if scope is not None}, parameters)
     calls: dict[Chain, set[tuple[str, ...]]] = defaultdict(set)
@@ -103,8 +100,6 @@ def _from_names(network: Network) -> Scopes:
 
 def _output_name(node: Node) -> str:
     """The name of the node that made the output; an optimizer that merges nodes keeps the last one's."""
-    if _is_traced(node):
-        return node.name
     found = _OUTPUT.fullmatch(node.outputs[0]) if node.outputs else None
     return found[1] if found else node.name
 

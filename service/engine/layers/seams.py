@@ -11,21 +11,27 @@ from service.engine.layers.scopes import Chain, Scopes
 from service.engine.nodes import Network, Node
 
 # Traced values that only hand on their input; a network in use leaves no operation of them.
-_COPIES = re.compile(r"(clone|dropout|feature_dropout|contiguous|alias|detach\w*|lift_fresh\w*|identity)(_\d+)?")
+_COPIES = re.compile(
+    r"(clone|dropout|feature_dropout|contiguous|alias|detach|lift_fresh_copy|identity)_?(_\d+)?"
+)
+_SLICE = re.compile(r"slice_\d+")
 # Parameters, buffers and constants of a traced program.
 _STORED = re.compile(r"[pbc]_\w+")
 # Orders of axes that two sensible transpositions do not give together.
 _SINGLE = ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1))
 _DIRECTIONS = {(0, 2, 3, 1): 1, (0, 3, 1, 2): -1}
-_RESHAPES = frozenset("Reshape Flatten Squeeze Unsqueeze Shape Size Split Gather Einsum".split())
-_LAYER = re.compile(r"torch\.nn\.modules\.(conv|linear|batchnorm|normalization|pooling|dropout|instancenorm)\.")
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Split", "Gather", "Einsum")
+_LAYER = re.compile(
+    r"torch\.nn\.modules\."
+    r"(?:conv|linear|batchnorm|instancenorm|normalization|pooling|activation)\.(?!MultiheadAttention)"
+)
 MERGED = "the exporter merged or left out an operation at the end of the module"
 MAY_BE_MERGED = "a transposition follows that the exporter may have merged with one at the end of the module"
 NO_SCOPE = "a node without a module's name reads what the module made"
 TURNED = "the module changes the order of axes, and the operation that changes it back is not in the file"
 
 
-# What one read says of its tensor: the module returned it, a copy of it was read, or something else may have been.
+# What a read says of its tensor: the module returned it, a copy of it was read, or perhaps something else.
 SURE, COPIED, DOUBTFUL = range(3)
 
 
@@ -43,7 +49,8 @@ class Seams:
     def __init__(self, network: Network, scopes: Scopes) -> None:
         self._nodes = network.nodes
         self._scopes = scopes
-        self._values = {name for node in self._nodes for name in node.outputs} | {s.name for s in network.inputs}
+        self._values = {name for node in self._nodes for name in node.outputs}
+        self._values.update(spec.name for spec in network.inputs)
         # None is the order of the input; a tensor whose order is not known is not in it.
         self._turns: dict[str, Turn | None] = {}
         # Transpositions without one before that they undo.
@@ -91,7 +98,9 @@ class Seams:
         gone = [read for read in origin.reads if read not in self._values and not _STORED.fullmatch(read)]
         if len(origin.reads) == len(node.inputs):
             gone = [origin.reads[node.inputs.index(tensor)]]
-        return COPIED if gone and all(_COPIES.fullmatch(read) for read in gone) else DOUBTFUL
+        # A slice that takes all leaves nothing; two slices become one.
+        gone = [read for read in gone if node.op == "Slice" or not _SLICE.fullmatch(read)] if gone else [""]
+        return COPIED if all(_COPIES.fullmatch(read) for read in gone) else DOUBTFUL
 
     def _may_be_merged(self, maker: int, node: Node) -> bool:
         """Whether a transposition reads the tensor that may have been one of the module's own before."""
@@ -104,7 +113,8 @@ class Seams:
         """Whether a layer with parameters of its own made the tensor, as its last operation."""
         node, chain = self._nodes[maker], self._scopes.ends[maker]
         layers = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization")
-        return node.op in layers and bool(chain) and any(n.startswith(chain[-1] + ".") for n in node.inputs)
+        path = chain[-1] if chain else ""
+        return node.op in layers and any(name.startswith(path + ".") for name in node.inputs)
 
     def _find_turns(self, inputs: Iterable[str]) -> None:
         """Follow the order of axes from the inputs on, as far as no reshape hides it."""
