@@ -12,8 +12,8 @@ class Origin:
     """What PyTorch's dynamo exporter recorded of the operation that a node came from.
 
     `scopes` are the paths of the modules that were being called, outermost first, and `kind` the class of
-    the innermost; `value` names the traced value, `reads` those that it read, in order; `rules` the rewrites
-    that the exporter applied since.
+    the innermost; `value` names the traced value, which `users` others read, and `reads` those that it read,
+    in order; `rules` are the rewrites that the exporter applied since.
     """
 
     scopes: tuple[str, ...]
@@ -21,6 +21,7 @@ class Origin:
     reads: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     kind: str = ""
+    users: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ MAX_SCOPES = 64
 # A concatenation of many tensors lists them all.
 MAX_FX_LENGTH = 16384
 _READ = re.compile(r"%(\w+)")
+_USERS = re.compile(r"num_users=(\d{1,9})")
 # How lists of plain names are written; Python's parser takes twenty times as long.
 _PLAIN = re.compile(r"\['[^'\\]*'(?:, '[^'\\]*')*\]")
 
@@ -32,7 +33,9 @@ def origin_of(metadata: Mapping[str, str]) -> Origin | None:
     rules = tuple(metadata.get(RULES, "")[:MAX_SCOPES_LENGTH].split(", ")) if RULES in metadata else ()
     kinds = _scopes(metadata.get(CLASSES, ""))
     kind = kinds[-2] if len(kinds) > 1 else ""
-    return Origin(scopes[:-1], scopes[-1], tuple(_READ.findall(call)), rules, kind)
+    users = _USERS.search(call)
+    reads = tuple(_READ.findall(call))
+    return Origin(scopes[:-1], scopes[-1], reads, rules, kind, int(users[1]) if users else None)
 
 
 def _scopes(text: str) -> tuple[str, ...]:

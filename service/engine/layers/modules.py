@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 from service.engine.layers.norms import computed_weights, find_folds
 from service.engine.layers.scopes import Chain, Scopes, read_scopes
@@ -16,8 +16,8 @@ from service.engine.layers.seams import COPIED, DOUBTFUL, SURE, TURNED, Seams, c
 from service.engine.nodes import Network, Node
 
 KEEPS_NORMS = {
-    "dynamo": "optimize=False",
-    "torchscript": "do_constant_folding=False",
+    "dynamo": "dynamo=True, optimize=False",
+    "torchscript": "dynamo=False, do_constant_folding=False",
 }
 # Names in one message.
 NAMED = 4
@@ -67,12 +67,14 @@ class Modules:
 class _Boundary:
     """The tensors of one call of a module that are read outside of it; `doubts` are reasons by tensor.
 
-    Of `copied` ones an equal value was read, which may be another module's.
+    Of `copied` ones an equal value was read, which may be another module's. `lost` says why what the module
+    returned is in no tensor.
     """
 
     certain: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
     doubts: dict[str, str] = field(default_factory=dict)
+    lost: str = ""
 
 
 def find_modules(network: Network) -> Modules:
@@ -113,16 +115,22 @@ class _Output:
 def _returned(boundaries: Sequence[_Boundary], calls: Sequence[int], scopes: Scopes) -> _Output | str:
     """The tensor that a module returned, or why that is not certain."""
     certain = [tensor for b in boundaries for tensor in b.certain]
-    certain = certain or [tensor for b in boundaries for tensor in b.copied]
+    copied = [tensor for b in boundaries for tensor in b.copied]
     doubts = {tensor: reason for b in boundaries for tensor, reason in b.doubts.items()}
+    lost = [b.lost for b in boundaries if b.lost]
     if len(boundaries) > 1 or max(calls) > 1:
-        return f"the module is called more than once{_ask(certain)}"
-    if len(certain) == 1 and (not doubts or scopes.notation == "dynamo"):
-        return _Output(certain[0])
-    if len(certain) > 1:
-        return f"more than one of its tensors is used outside of it{_ask(certain)}"
-    if doubts:
-        return next(iter(doubts.values()))
+        return f"the module is called more than once{_ask(certain or copied)}"
+    found = certain or copied
+    # A read that dynamo recorded is sure, whatever became of others.
+    recorded = bool(certain) and scopes.notation == "dynamo"
+    if len(found) == 1 and not lost and (recorded or not doubts):
+        return _Output(found[0])
+    if len(found) > 1:
+        return f"more than one of its tensors is used outside of it{_ask(found)}"
+    if lost:
+        return lost[0]
+    for tensor, reason in doubts.items():
+        return f"{reason}; its last tensor in the file is {tensor!r}"
     return "nothing outside of the module uses a tensor that it made"
 
 
@@ -170,7 +178,7 @@ class _Survey:
         self._scopes = scopes
         self._readers = readers
         self._outputs = frozenset(network.outputs)
-        self._seams = Seams(network, scopes)
+        self._seams = Seams(network, scopes, readers)
         self.chains: dict[str, Chain] = {}
 
     def boundaries(self) -> dict[Chain, _Boundary]:
@@ -197,26 +205,24 @@ class _Survey:
             reads = _Reads(len(chain), len(chain), reads.least, folded(None, self._scopes.notation))
         own = len(chain) if self._seams.ends_layer(i) else 0
         turned = self._seams.turned_within(tensor, i)
-        for depth in range(1, len(chain) + 1):
+        for depth in range(reads.least + 1, len(chain) + 1):
             boundary = found[chain[:depth]]
-            if depth <= turned and reads.least < depth:
+            if depth <= turned:
                 boundary.doubts[tensor] = TURNED
-            elif reads.sure < depth or (depth == own and reads.least < depth):
+            elif reads.sure < depth or depth == own:
                 boundary.certain.append(tensor)
-            elif reads.copied < depth:
+            elif reads.copied < depth <= reads.doubtful:
                 boundary.copied.append(tensor)
-            elif reads.doubtful < depth:
+            else:
                 boundary.doubts[tensor] = reads.reason
-        self._doubt_start(tensor, start, end, found)
+        self._note_lost(start, end, found)
 
-    def _doubt_start(
-        self, tensor: str, start: Chain | None, end: Chain | None, found: dict[Chain, _Boundary]
-    ) -> None:
-        """What a merged node made is no tensor of the modules that it left at its end."""
+    def _note_lost(self, start: Chain | None, end: Chain | None, found: dict[Chain, _Boundary]) -> None:
+        """A merged node hides what the modules returned that ended within it."""
         if start and end is not None and start != end:
             for depth in range(common(start, end) + 1, len(start) + 1):
                 norm = end[-1] if end else None
-                found[start[:depth]].doubts[tensor] = folded(norm, self._scopes.notation)
+                found[start[:depth]].lost = folded(norm, self._scopes.notation)
 
     def _reads(self, tensor: str, i: int, chain: Chain) -> "_Reads":
         """Where the tensor is read, as depths of the chain."""
@@ -225,12 +231,27 @@ class _Survey:
         if tensor in self._outputs:
             depths[SURE] = 0
         for reader in self._readers.get(tensor, ()):
-            depth = common(chain, self._scopes.starts[reader] or ())
+            depth = common(chain, self._chain_of(reader))
             if depth < len(chain):
                 sure, doubt = self._seams.read(tensor, i, reader)
                 depths[sure] = min(depths[sure], depth)
                 reason = reason or doubt
         return _Reads(depths[SURE], depths[COPIED], depths[DOUBTFUL], reason)
+
+    def _chain_of(self, reader: int) -> Chain:
+        """The modules that surely ran when a node read its inputs.
+
+        A node without a scope lies in all modules that hold what it reads and everything that reads its
+        outputs.
+        """
+        start = self._scopes.starts[reader]
+        if start is not None:
+            return start
+        outputs = self._network.nodes[reader].makes
+        chains = [self._scopes.starts[i] for name in outputs for i in self._readers.get(name, ())]
+        if not chains or None in chains or not self._outputs.isdisjoint(outputs):
+            return ()
+        return reduce(lambda one, other: one[: common(one, other)], (chain or () for chain in chains))
 
 
 @dataclass(frozen=True)

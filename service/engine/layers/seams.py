@@ -4,17 +4,17 @@ A module that ends in such an operation returned another tensor than the one tha
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.engine.layers.scopes import Chain, Scopes
 from service.engine.nodes import Network, Node
 
-# Traced values that only hand on their input; a network in use leaves no operation of them.
+# Traced values that only hand on their input; a network in use leaves no operation of them, and a slice only
+# where it takes less than all.
 _COPIES = re.compile(
-    r"(clone|dropout|feature_dropout|contiguous|alias|detach|lift_fresh_copy|identity)_?(_\d+)?"
+    r"(clone|dropout|feature_dropout|contiguous|alias|detach|lift_fresh_copy|identity|slice)_?(_\d+)?"
 )
-_SLICE = re.compile(r"slice_\d+")
 # Parameters, buffers and constants of a traced program.
 _STORED = re.compile(r"[pbc]_\w+")
 # Orders of axes that two sensible transpositions do not give together.
@@ -46,8 +46,9 @@ class Turn:
 class Seams:
     """What the reads in one network say of the modules that made the tensors."""
 
-    def __init__(self, network: Network, scopes: Scopes) -> None:
+    def __init__(self, network: Network, scopes: Scopes, readers: Mapping[str, Sequence[int]]) -> None:
         self._nodes = network.nodes
+        self._readers = readers
         self._scopes = scopes
         self._values = {name for node in self._nodes for name in node.outputs}
         self._values.update(spec.name for spec in network.inputs)
@@ -64,7 +65,7 @@ class Seams:
         if self._scopes.starts[reader] is None:
             return DOUBTFUL, NO_SCOPE
         if self._scopes.notation == "dynamo":
-            sure = self._recorded(tensor, node, reader)
+            sure = self._recorded(tensor, maker, reader)
             return sure, MERGED if sure == DOUBTFUL else ""
         if self._scopes.notation == "torchscript" and self._may_be_merged(maker, node):
             return DOUBTFUL, MAY_BE_MERGED
@@ -86,21 +87,34 @@ class Seams:
         )
         return common(turn.chain, chain) if turn.chain == chain or undone else 0
 
-    def _recorded(self, tensor: str, node: Node, reader: int) -> int:
-        """Whether the traced operation read this very value, or a copy of it."""
+    def _recorded(self, tensor: str, maker: int, reader: int) -> int:
+        """Whether the traced operation read this very value, or an equal one.
+
+        Equal values of two modules become one, and a convolution that was folded into another node is not
+        recorded.
+        """
+        node = self._nodes[reader]
         origin = node.origin
         if origin is None or not origin.reads:
             return DOUBTFUL
         if tensor in origin.reads:
             return SURE
         if self._scopes.starts[reader] != self._scopes.ends[reader]:
-            return DOUBTFUL if any("Pad" in rule for rule in origin.rules) else SURE
+            if any("Pad" in rule for rule in origin.rules):
+                return DOUBTFUL
+            return SURE if self._is_own(tensor, maker) else COPIED
         gone = [read for read in origin.reads if read not in self._values and not _STORED.fullmatch(read)]
         if len(origin.reads) == len(node.inputs):
             gone = [origin.reads[node.inputs.index(tensor)]]
-        # A slice that takes all leaves nothing; two slices become one.
-        gone = [read for read in gone if node.op == "Slice" or not _SLICE.fullmatch(read)] if gone else [""]
-        return COPIED if all(_COPIES.fullmatch(read) for read in gone) else DOUBTFUL
+        return COPIED if gone and all(_COPIES.fullmatch(read) for read in gone) else DOUBTFUL
+
+    def _is_own(self, tensor: str, maker: int) -> bool:
+        """Whether no equal value of another module became this one: no more read it than when traced."""
+        origin = self._nodes[maker].origin
+        if origin is None or origin.users is None or origin.value != tensor:
+            return False
+        reads = [self._nodes[i].origin for i in self._readers.get(tensor, ())]
+        return len({read.value if read else str(i) for i, read in enumerate(reads)}) <= origin.users
 
     def _may_be_merged(self, maker: int, node: Node) -> bool:
         """Whether a transposition reads the tensor that may have been one of the module's own before."""
