@@ -136,7 +136,8 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
 
 def _shown_name(layer: Layer) -> str:
     """A layer's name, with the path of its module where the name alone says nothing (`getitem_3`)."""
-    if layer.module is None or layer.module.rpartition(".")[2] in layer.name:
+    atoms = [atom for atom in (layer.module or "").split(".") if not atom.isdecimal()]
+    if layer.module is None or (atoms and atoms[-1] in layer.name):
         return layer.name
     return f"{layer.name} ({layer.module})"
 

@@ -127,9 +127,10 @@ class LayerTable:
         path = term.removeprefix("module:")
         near = self._nearest_words(path)
         reason = self.modules.reason(path)
-        if reason:
-            return LayerNotFound(f"the module {path!r} has no layer: {reason}", suggestions=near)
         hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        if reason:
+            more = "" if path in self.modules.reasons else hint
+            return LayerNotFound(f"the module {path!r} has no layer: {reason}{more}", suggestions=near)
         return LayerNotFound(f"no layer {term!r}{hint} ({HOW_TO_FIND_OUT})", suggestions=near)
 
     def stages(self) -> list[Layer]:

@@ -22,8 +22,8 @@ export function divide(layers) {
 
 /** A layer's name, behind the path of its module where the name alone says nothing (getitem_3). */
 export function nameOf({ name, module }) {
-  const known = !module || name.includes(module.slice(module.lastIndexOf(".") + 1));
-  return known ? name : `${module}/${name}`;
+  const word = module?.split(".").findLast((part) => !/^\d+$/.test(part));
+  return !module || (word && name.includes(word)) ? name : `${module}/${name}`;
 }
 
 /** A layer's name without what its whole block begins with. */
