@@ -86,10 +86,11 @@ def hook(net: torch.nn.Module, image: torch.Tensor) -> dict[str, list[object]]:
 
         return store
 
-    for path, module in net.named_modules():
-        if path:
-            module.register_forward_hook(keep(path))
+    modules = [(path, module) for path, module in net.named_modules() if path]
+    hooks = [module.register_forward_hook(keep(path)) for path, module in modules]
     net(image)
+    for one in hooks:
+        one.remove()
     return calls
 
 
