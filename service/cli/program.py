@@ -22,7 +22,7 @@ from service.errors import ConfigurationError, ServiceError
 from service.output.table import FORMATS
 from service.output.words import read_channels, read_grid, read_region
 from service.settings import KEY_VARIABLE, Settings, read_settings, service_links
-from service.values import Compress, Drawing, Reduction
+from service.values import Compress, Drawing, Layer, Reduction
 from service.web.keys import INFER, SCOPES, make_key
 from service.web.queries import SIDES
 
@@ -112,6 +112,7 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
     Examples:
       featuremaps layers cifar-resnet
       featuremaps layers resnet50.onnx --layers stages
+      featuremaps layers resnet50.onnx --layers 'module:layer3.*'
     """
     with _pipeline(options, model) as pipeline:
         chosen = words or ("all",)
@@ -119,7 +120,7 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
     rows = [
         (
             str(x.index),
-            x.name,
+            _shown_name(x),
             x.op,
             "x".join(str(s if s is not None else "?") for s in x.shape) if x.shape else "?",
             x.dtype,
@@ -131,6 +132,14 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
         for x in found
     ]
     _print_table(COLUMNS, rows)
+
+
+def _shown_name(layer: Layer) -> str:
+    """A layer's name, with the path of its module where the name alone says nothing (`getitem_3`)."""
+    atoms = [atom for atom in (layer.module or "").split(".") if not atom.isdecimal()]
+    if layer.module is None or (atoms and atoms[-1] in layer.name):
+        return layer.name
+    return f"{layer.name} ({layer.module})"
 
 
 @main.command()

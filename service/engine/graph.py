@@ -81,7 +81,8 @@ class Graph:
     def network(self, shapes: Mapping[str, Sequence[int]]) -> Network:
         """Describe the graph with its inputs at these shapes, as far as ONNX's inference knows."""
         tensors = _inferred(self._skeleton(shapes))
-        return Network(self.nodes, self.inputs, self.outputs, tensors, self._constants)
+        producer = self._proto.producer_name
+        return Network(self.nodes, self.inputs, self.outputs, tensors, self._constants, producer)
 
     def needed(self, layers: Iterable[str], given: Collection[str] = ()) -> list[int]:
         """Indices of the nodes that these tensors need beside what is given, in the file's order."""

@@ -17,6 +17,23 @@ OF_SIZES = ("Shape", "Size")
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What PyTorch's dynamo exporter recorded of the operation that a node came from.
+
+    `scopes` are the paths of the modules that were being called, outermost first, and `kind` the class of
+    the innermost; `value` names the traced value, which `users` others read, and `reads` those that it read,
+    in order; `rules` are the rewrites that the exporter applied since.
+    """
+
+    scopes: tuple[str, ...]
+    value: str
+    reads: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    kind: str = ""
+    users: int | None = None
+
+
+@dataclass(frozen=True)
 class Node:
     """One operation. `captured` are outer tensors that its subgraphs (If, Loop) read.
 
@@ -31,6 +48,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     captured: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -65,6 +83,7 @@ class Network:
     constants: Mapping[str, Array]
     folded: Mapping[str, Array] = field(default_factory=dict)
     variable: frozenset[str] = frozenset()
+    producer: str = ""
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """The tensor's shape, None where even its rank is unknown."""

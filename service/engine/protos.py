@@ -9,6 +9,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto
 
 from service.engine.nodes import Node
+from service.engine.origins import origin_of
 from service.values import Array, TensorSpec
 
 # Values of shapes, pads, scales and axes are looked at; weights are not.
@@ -26,6 +27,7 @@ def named(nodes: Iterable[NodeProto]) -> tuple[Node, ...]:
             outputs=tuple(node.output),
             attributes={a.name: _attribute(a) for a in node.attribute if not _is_graph(a)},
             captured=tuple(sorted(_captured(node))),
+            origin=origin_of({entry.key: entry.value for entry in node.metadata_props}),
         )
         for i, node in enumerate(nodes)
     )

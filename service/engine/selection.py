@@ -1,4 +1,4 @@
-"""From the words of a request (names, globs, indices, `op:Conv`) to layers. Pure."""
+"""From the words of a request (names, module paths, globs, indices, `op:Conv`) to layers. Pure."""
 
 import difflib
 import fnmatch
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import cached_property
 
+from service.engine.layers.modules import Modules
 from service.errors import InvalidParameter, LayerNotFound
 from service.values import Layer
 
@@ -23,8 +24,15 @@ HOW_TO_FIND_OUT = "list_layers shows every layer"
 class LayerTable:
     """A model's layers at one input size, found by name in one step."""
 
-    def __init__(self, layers: Sequence[Layer], outputs: Sequence[str], inputs: Sequence[Layer] = ()) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        outputs: Sequence[str],
+        inputs: Sequence[Layer] = (),
+        modules: Modules = Modules(),  # noqa: B008  # It does not change.
+    ) -> None:
         self.layers = tuple(layers)
+        self.modules = modules
         self.by_name = {layer.name: layer for layer in (*inputs, *layers)}
         self.outputs = tuple(name for name in outputs if name in self.by_name)
         self._most_commas = max((name.count(",") for name in self.by_name), default=0)
@@ -81,7 +89,7 @@ class LayerTable:
             return [self.by_name[term]]
         found = self._keyword(term) if term in KEYWORDS or ":" in term else None
         if found is None:
-            found = self._glob(term) if "*" in term or "?" in term else []
+            found = self.returned_by(term) or (self._glob(term) if "*" in term or "?" in term else [])
         if not found:
             raise self._not_found(term)
         return found
@@ -93,9 +101,18 @@ class LayerTable:
         return None if reading is None else reading(self, argument)
 
     def _glob(self, term: str) -> Sequence[Layer]:
-        # `[` is no special character here; fnmatch's regex for `*` does not backtrack.
-        pattern = re.compile(fnmatch.translate(term.replace("[", "[[]")))
+        pattern = _pattern(term)
         return [layer for layer in self.layers if pattern.match(layer.name)]
+
+    def returned_by(self, path: str) -> Sequence[Layer]:
+        """The layer that a module returned; none where there is no such module."""
+        name = self.modules.output_of(path)
+        return [self.by_name[name]] if name in self.by_name else []
+
+    def inside(self, term: str) -> Sequence[Layer]:
+        """The layers that were made inside of modules whose paths match a glob."""
+        names = self.modules.inside(_pattern(term))
+        return [layer for layer in self.layers if layer.name in names]
 
     def nearest(self, term: str) -> list[str]:
         """The names that are most like a term."""
@@ -103,9 +120,21 @@ class LayerTable:
             return []
         return difflib.get_close_matches(term, self.by_name, n=SUGGESTIONS, cutoff=0.4)
 
+    def _nearest_words(self, term: str) -> list[str]:
+        """The names and module paths that are most like a term."""
+        if len(term) > LONGEST_TERM_COMPARED:
+            return []
+        words = dict.fromkeys((*self.modules.outputs, *self.by_name))
+        return difflib.get_close_matches(term, words, n=SUGGESTIONS, cutoff=0.4)
+
     def _not_found(self, term: str) -> LayerNotFound:
-        near = self.nearest(term)
+        path = term.removeprefix("module:")
+        near = self._nearest_words(path)
+        reason = self.modules.reason(path)
         hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        if reason:
+            more = "" if path in self.modules.reasons else hint
+            return LayerNotFound(f"the module {path!r} has no layer: {reason}{more}", suggestions=near)
         return LayerNotFound(f"no layer {term!r}{hint} ({HOW_TO_FIND_OUT})", suggestions=near)
 
     def features(self) -> list[Layer]:
@@ -148,6 +177,10 @@ def _by_reduction(table: LayerTable, argument: str) -> Sequence[Layer]:
     return [layer for layer in table.layers if layer.reduction and set(layer.reduction) == wanted]
 
 
+def _by_module(table: LayerTable, argument: str) -> Sequence[Layer]:
+    return table.inside(argument) if "*" in argument or "?" in argument else table.returned_by(argument)
+
+
 def _by_index(table: LayerTable, argument: str) -> Sequence[Layer]:
     return _ranged(table.layers, argument, "index:12, index:-1 or index:10..20")
 
@@ -168,6 +201,7 @@ KEYWORDS: dict[str, Callable[[LayerTable, str], Sequence[Layer]]] = {
 }
 ARGUMENT_KEYWORDS: dict[str, Callable[[LayerTable, str], Sequence[Layer]]] = {
     "index:": _by_index,
+    "module:": _by_module,
     "op:": _by_op,
     "stage:": _by_stage,
     "feature:": _by_feature,
@@ -183,6 +217,11 @@ def _ranged(layers: Sequence[Layer], argument: str, example: str) -> Sequence[La
     if not (0 <= start < len(layers) and 0 <= stop < len(layers)):
         return []
     return layers[start : stop + 1]
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    # `[` is no special character here; fnmatch's regex for `*` does not backtrack.
+    return re.compile(fnmatch.translate(glob.replace("[", "[[]")))
 
 
 def _position(number: int, length: int) -> int:

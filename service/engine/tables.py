@@ -9,6 +9,7 @@ from cachetools import LRUCache, cached
 from service.engine.graph import Graph
 from service.engine.image_input import ImageInput
 from service.engine.layers.listing import input_layer_row, list_layers
+from service.engine.layers.modules import find_modules
 from service.engine.nodes import Network
 from service.engine.runner import Runtime
 from service.engine.selection import LayerTable
@@ -30,6 +31,7 @@ class Tables:
         self._group = image.group if image else 1
         self._served_shapes = served
         self.network = describe(graph, runtime, served)
+        self._modules = find_modules(self.network)
         self.served = self._table(self.network)
         # With a condition a table is made once for all who ask for it, and nobody waits for other tables.
         kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
@@ -87,11 +89,10 @@ class Tables:
 
     def _table(self, network: Network) -> LayerTable:
         inputs = [input_layer_row(self._image.spec, network)] if self._image else []
-        layers = list_layers(network)
-        if self._group == 1:
-            return LayerTable(layers, self._graph.outputs, inputs)
-        inputs, rows = ([_per_image(row) for row in some] for some in (inputs, layers))
-        return LayerTable(rows, self._graph.outputs, inputs)
+        layers = list_layers(network, self._modules)
+        if self._group > 1:
+            inputs, layers = [_per_image(row) for row in inputs], tuple(map(_per_image, layers))
+        return LayerTable(layers, self._graph.outputs, inputs, self._modules)
 
 
 def _per_image(layer: Layer) -> Layer:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.zoo import torchvision_cpu  # noqa: F401  # Before timm, which imports torchvision.
+
 # isort: split
 import timm
 import torchvision

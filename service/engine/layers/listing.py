@@ -10,6 +10,7 @@ from service.engine.layers.axes import find_axes, layout_of
 from service.engine.layers.costs import Cost, elements, find_costs, image_shape
 from service.engine.layers.features import find_features
 from service.engine.layers.geometry import UNKNOWN_FIELD, Geometry, find_geometry
+from service.engine.layers.modules import Modules, find_modules
 from service.engine.layers.parts import Roles, roles_of
 from service.engine.layers.stages import Activity, find_stages
 from service.engine.nodes import Network, Node
@@ -27,15 +28,18 @@ class _Facts:
     feature: int | None
     active: bool
     reads: tuple[str, ...]
+    module: str | None
     is_variable: bool = False
 
 
-def list_layers(network: Network) -> tuple[Layer, ...]:
+def list_layers(network: Network, modules: Modules | None = None) -> tuple[Layer, ...]:
     """Describe every tensor that a node makes and that depends on an input, in graph order.
 
     Sequences and maps, whose dtype is "", are left out; a tensor of which nothing is known is not. Behind
-    them stand the declared outputs that depend on no input, such as a detector's anchors.
+    them stand the declared outputs that depend on no input, such as a detector's anchors. `modules` are the
+    network's, which are the same at every shape; without them they are found.
     """
+    modules = find_modules(network) if modules is None else modules
     axes = find_axes(network)
     roles = {name: roles_of(own) for name, own in axes.items()}
     geometry = find_geometry(network, axes)
@@ -59,6 +63,7 @@ def list_layers(network: Network) -> tuple[Layer, ...]:
                 features.get(name),
                 activity.active(name),
                 reads,
+                modules.path_of(name),
                 name in network.variable,
             )
             rows.append(_row(node, spec or TensorSpec(name, "", None), len(rows), facts))
@@ -70,7 +75,7 @@ def _constant_outputs(network: Network, dependent: Container[str], first: int) -
     makers = {name: node for node in network.nodes for name in node.makes}
     names = [name for name in network.outputs if name not in dependent]
     specs = [spec for name in names if (spec := network.tensors.get(name)) is not None and spec.dtype]
-    facts = _Facts(None, None, Cost(0, 0, 0), None, None, False, ())
+    facts = _Facts(None, None, Cost(0, 0, 0), None, None, False, (), None)
     stored = Node("", "Constant", "", (), ())
     return [_row(makers.get(s.name, stored), s, first + i, facts) for i, s in enumerate(specs)]
 
@@ -102,6 +107,7 @@ def _row(node: Node, spec: TensorSpec, index: int, facts: _Facts) -> Layer:
         has_variable_shape=facts.is_variable,
         after_activation=facts.active,
         reads=facts.reads,
+        module=facts.module,
     )
 
 

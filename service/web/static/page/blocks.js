@@ -20,23 +20,30 @@ export function divide(layers) {
   return parts.map((part) => ({ ...part, blocks: blocksOf(part.layers) }));
 }
 
+/** A layer's name, behind the path of its module where the name alone says nothing (getitem_3). */
+export function nameOf({ name, module }) {
+  const word = module?.split(".").findLast((part) => !/^\d+$/.test(part));
+  return !module || (word && name.includes(word)) ? name : `${module}/${name}`;
+}
+
 /** A layer's name without what its whole block begins with. */
 export function shortName(layer, block) {
-  const short = block.layers.length > 1 ? layer.name.slice(block.prefix.length).replace(/^[./_:]+/, "") : layer.name;
-  return short || layer.name;
+  const name = nameOf(layer);
+  const short = block.layers.length > 1 ? name.slice(block.prefix.length).replace(/^[./_:]+/, "") : name;
+  return short || name;
 }
 
 function blocksOf(layers) {
   const named = SEPARATORS.map((separator) => byName(layers, separator)).find((groups) => groups);
   return (named ?? byStructure(layers)).map((group) => {
-    const prefix = group.length > 1 ? commonPrefix(group.map(({ name }) => name)) : group[0].name;
-    return { layers: group, prefix, name: prefix.replace(/^[./_:]+|[./_:]+$/g, "") || group.at(-1).name };
+    const prefix = group.length > 1 ? commonPrefix(group.map(nameOf)) : nameOf(group[0]);
+    return { layers: group, prefix, name: prefix.replace(/^[./_:]+|[./_:]+$/g, "") || nameOf(group.at(-1)) };
   });
 }
 
 /** Groups with the same beginning, as short a beginning as keeps them small; null where names do not tell. */
 function byName(layers, separator) {
-  const names = layers.map(({ name }) => name.split(separator).filter((part) => part));
+  const names = layers.map((layer) => nameOf(layer).split(separator).filter((part) => part));
   const deepest = Math.max(...names.map((parts) => parts.length));
   for (let depth = 1; depth < deepest; depth += 1) {
     const groups = new Map();

@@ -1,7 +1,7 @@
 // The network as a column: stages, blocks that fold, layers with what they cost and a small picture.
 
 import { thumbnailAddress } from "./addresses.js";
-import { divide, shortName } from "./blocks.js";
+import { divide, nameOf, shortName } from "./blocks.js";
 import { fill, make } from "./elements.js";
 import { statistics } from "./maps.js";
 import { showPicture } from "./pictures.js";
@@ -64,9 +64,9 @@ function draw() {
   foldAll.hidden = Boolean(filtered);
   if (filtered) {
     const fits = network.layers.filter(
-      ({ name, op }) => (!operators.value || op === operators.value) && name.toLowerCase().includes(words),
+      (layer) => (!operators.value || layer.op === operators.value) && nameOf(layer).toLowerCase().includes(words),
     );
-    fill(list, make("ul", {}, fits.map((layer) => make("li", {}, makeRow(layer, layer.name)))));
+    fill(list, make("ul", {}, fits.map((layer) => make("li", {}, makeRow(layer, nameOf(layer))))));
     found.textContent = fits.length ? plural(fits.length, "layer") : "No layer is called so.";
   } else {
     fill(list);
@@ -112,7 +112,7 @@ function makeStage(part) {
 }
 
 function makeBlock(block) {
-  if (block.layers.length === 1) return make("li", {}, makeRow(block.layers[0], block.layers[0].name));
+  if (block.layers.length === 1) return make("li", {}, makeRow(block.layers[0], nameOf(block.layers[0])));
   const id = block.layers[0].name;
   const last = block.layers.at(-1);
   const inside = make("ul", { class: "inside", id: `block-${last.index}` });
@@ -141,7 +141,7 @@ function makeRow(layer, name, note = layer.op) {
   const facts = make("span", { class: "facts" }, [step(layer), field(layer), layer.macs ? `${count(layer.macs)} MACs` : null].filter((x) => x).join(" · "));
   return make(
     "button",
-    { type: "button", class: "row", title: layer.name, data: { layer: layer.name }, "aria-current": layer.name === view.layer ? "true" : null, on: { click: () => change({ layer: layer.name, channel: null }) } },
+    { type: "button", class: "row", title: nameOf(layer), data: { layer: layer.name }, "aria-current": layer.name === view.layer ? "true" : null, on: { click: () => change({ layer: layer.name, channel: null }) } },
     makeThumbnail(layer, facts),
     make(
       "span",
