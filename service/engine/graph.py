@@ -82,7 +82,7 @@ class Graph:
         """Describe the graph with its inputs at these shapes, as far as ONNX's inference knows."""
         tensors = _inferred(self._skeleton(shapes))
         producer = self._proto.producer_name
-        return Network(self.nodes, self.inputs, self.outputs, tensors, self._constants, producer)
+        return Network(self.nodes, self.inputs, self.outputs, tensors, self._constants, producer=producer)
 
     def needed(self, layers: Iterable[str], given: Collection[str] = ()) -> list[int]:
         """Indices of the nodes that these tensors need beside what is given, in the file's order."""

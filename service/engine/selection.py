@@ -63,8 +63,10 @@ class LayerTable:
         return tuple(sorted(chosen.values(), key=lambda layer: layer.index))
 
     def named(self, words: Iterable[str]) -> frozenset[str]:
-        """The layers that words name exactly, and not as some among others."""
-        return frozenset(t for word in words for t in self._terms(word) if t in self.by_name)
+        """The names of the layers that words name by themselves, and not as some among others."""
+        terms = [term for word in words for term in self._terms(word)]
+        by_path = (layer.name for term in terms for layer in self.returned_by(term))
+        return frozenset(term for term in terms if term in self.by_name).union(by_path)
 
     def _terms(self, word: str) -> list[str]:
         """Split at commas, but keep names that hold commas whole: the longest exact name wins."""
@@ -128,6 +130,8 @@ class LayerTable:
         return difflib.get_close_matches(term, words, n=SUGGESTIONS, cutoff=0.4)
 
     def _not_found(self, term: str) -> LayerNotFound:
+        if term.partition(":")[0] in ("stages", "stage", "features", "feature"):
+            return LayerNotFound(self._no_stage(term), suggestions=list(self.outputs[:SUGGESTIONS]))
         path = term.removeprefix("module:")
         near = self._nearest_words(path)
         reason = self.modules.reason(path)
@@ -136,6 +140,17 @@ class LayerTable:
             more = "" if path in self.modules.reasons else hint
             return LayerNotFound(f"the module {path!r} has no layer: {reason}{more}", suggestions=near)
         return LayerNotFound(f"no layer {term!r}{hint} ({HOW_TO_FIND_OUT})", suggestions=near)
+
+    def _no_stage(self, term: str) -> str:
+        """Why a network has no such stage or feature: there are fewer, or its reductions are not known."""
+        kind = "features" if term.startswith("feature") else "stages"
+        count = len(self.features() if kind == "features" else self.stages())
+        if count:
+            return f"no layer {term!r}: this network has {count} {kind}, counted from 0 ({HOW_TO_FIND_OUT})"
+        return (
+            f"no layer {term!r}: the reductions of this network are not known throughout, so that its {kind} "
+            f"are not either; name layers, or ask for outputs ({HOW_TO_FIND_OUT})"
+        )
 
     def features(self) -> list[Layer]:
         """What the network's blocks give at each reduction, from the finest on."""

@@ -107,7 +107,9 @@ def test_a_link_that_leaves_the_repository_is_refused(tmp_path: Path) -> None:
     outside = put(tmp_path / "outside", "m", small_cnn())
     (tmp_path / "inside/m/1").mkdir(parents=True)
     (tmp_path / "inside/m/1/model.onnx").symlink_to(outside)
-    assert state(tmp_path / "inside", "m") == ("failed", "the model is a link that leaves the repository")
+    name, reason = state(tmp_path / "inside", "m")
+    assert name == "failed"
+    assert "cp -L" in (reason or "")
 
 
 @pytest.mark.parametrize("name", ["-m", "a b", "m" * 101, "ü"])

@@ -51,7 +51,7 @@ def without_opset() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("proto", "reason"),
-    [(cyclic, "cyclic"), (made_twice, "made twice"), (without_opset, "no opset")],
+    [(cyclic, "cycle"), (made_twice, "made twice"), (without_opset, "no opset")],
 )
 def test_an_ill_formed_graph_is_refused(
     tmp_path: Path, proto: Callable[[], onnx.ModelProto], reason: str

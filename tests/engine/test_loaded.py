@@ -213,10 +213,10 @@ def test_constants_feed_further_inputs(tmp_path: Path) -> None:
     assert (values["out"] == 2).all()
 
 
-def test_further_inputs_without_constants_are_told(tmp_path: Path) -> None:
+def test_a_further_input_without_a_value_does_not_keep_the_image_from_being_one(tmp_path: Path) -> None:
     model, _ = loaded(put(tmp_path, "m", gained()))
-    assert model.image_input is None
-    assert "[constants]" in model.no_image_reason
+    assert model.image_input is not None
+    assert model.reads_of([model.layers().by_name["out"]]) == ("image", "gain")
 
 
 def test_a_layer_that_adds_the_images_up_takes_one_image_only(tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.engine.manifest import at_size, constants, digest, preprocessing, read_labels, read_manifest
+from service.engine.manifest import (
+    at_size,
+    constants,
+    digest,
+    preprocessing,
+    read_labels,
+    read_manifest,
+    served_size,
+)
 from service.errors import ModelFailed
 from service.values import Preprocessing, TensorSpec
 
@@ -15,7 +23,10 @@ FLOAT = TensorSpec("image", "float32", (None, 3, None, None), "NCHW")
 def recipe(folder: Path, text: str | None, spec: TensorSpec = FLOAT) -> Preprocessing:
     if text is not None:
         (folder / "model.toml").write_text(text, "utf-8")
-    return preprocessing(read_manifest(folder), spec)
+    manifest, first = read_manifest(folder), 2 if spec.layout == "NCHW" else 1
+    assert spec.shape is not None
+    wanted = manifest.input.size if manifest.input else None
+    return preprocessing(manifest, spec, served_size(wanted, spec.shape[first : first + 2], 224))
 
 
 def test_without_the_file_pixels_are_stretched_and_divided_by_255(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ IMAGE = TensorSpec("x", "float32", (1, 3, 8, 8))
 
 def network(nodes: Sequence[Node], *outputs: str, producer: str = "pytorch") -> Network:
     tensors = {name: replace(IMAGE, name=name) for node in nodes for name in node.makes}
-    return Network(nodes, (IMAGE,), outputs, {"x": IMAGE, **tensors}, {}, producer)
+    return Network(nodes, (IMAGE,), outputs, {"x": IMAGE, **tensors}, {}, producer=producer)
 
 
 def traced(name: str, *inputs: str, **attributes: object) -> Node:

@@ -75,6 +75,9 @@ def test_list_layers_is_the_dry_run_of_a_request(client: httpx.Client) -> None:
         "cumulative_macs": stem,
         "bytes_per_image": 8 * 16 * 16 * 4,
         "stage": 0,
+        "feature": 0,
+        "module": None,
+        "has_variable_shape": False,
         "after_activation": True,
         "reads": ["stem/conv"],
     }
