@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ MODELS = FOLDER / "models"
 ZOO = ROOT / "tests" / "zoo"
 
 
-def digest(*places: Path) -> str:
-    """SHA-256 of source files and of all Python files in folders."""
-    files = [f for p in places for f in (sorted(p.rglob("*.py")) if p.is_dir() else [p])]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def code_digest() -> str:
+    """SHA-256 of the engine's code and of this test's."""
+    files = [file for folder in (ROOT / "service", ZOO) for file in sorted(folder.rglob("*.py"))]
+    return _joined_digest(*files)
 
 
-# Results hold for this code, the oracles' data for that.
-CODE = digest(ROOT / "service", ZOO)
-ORACLES = digest(ZOO / "oracles", ZOO / "networks.py", ZOO / "shapes.py")
+def _joined_digest(*files: Path) -> str:
+    return hashlib.sha256("".join(map(_digest, files)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def exported(network: str, variant: str) -> Path:
@@ -33,21 +39,21 @@ def exported(network: str, variant: str) -> Path:
     if not (folder / "model.onnx").exists():
         partial = folder.with_name("partial")
         partial.mkdir(parents=True, exist_ok=True)
-        net, shape = networks.build(network)
+        net, shape = networks.built(network)
         with warnings.catch_warnings(action="ignore"):
             networks.export(net, shape, variant, partial / "model.onnx")
         partial.rename(folder)
     return folder / "model.onnx"
 
 
-def remembered(kind: str, name: str, work: Callable[[], Any]) -> Any:
-    """What `work` gives, as JSON; kept until the code of the oracles changes."""
-    path = FOLDER / "oracles" / kind / f"{name}.json"
+def remembered(kind: str, name: str, work: Callable[[], Any], *sources: Path) -> Any:
+    """What `work` gives, as JSON; kept until one of the files that it is made from changes."""
+    path, digest = FOLDER / "oracles" / kind / f"{name}.json", _joined_digest(*sources)
     if path.exists():
         kept = json.loads(path.read_text())
-        if kept["digest"] == ORACLES:
+        if kept["digest"] == digest:
             return kept["value"]
-    text = json.dumps({"digest": ORACLES, "value": work()})
+    text = json.dumps({"digest": digest, "value": work()})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(text)

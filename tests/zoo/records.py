@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
-from tests.zoo.cache import CODE, FOLDER
+from tests.zoo.cache import FOLDER, code_digest
 
+CODE = code_digest()
 RESULTS = FOLDER / "results.jsonl"
 
 

@@ -1,9 +1,11 @@
 """One export under test: what the engine says of it, and what the oracles do."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,9 @@ from service.engine.loaded import LoadedModel, load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.values import Array
-from tests.zoo import networks
+from tests.zoo import networks, shapes
 from tests.zoo.cache import exported, remembered
-from tests.zoo.oracles import changes, gradients, macs, stages, uncut
+from tests.zoo.oracles import changes, gradients, macs, positive, stages, uncut
 
 # Plain, depthwise, gated, SAME padding, transformer, detector, U-Net, pyramid; small ones of each kind.
 SAMPLE = [
@@ -62,7 +64,10 @@ class Subject:
     @cached_property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) that the network was exported with."""
-        return tuple(remembered("input", self.network, lambda: networks.build(self.network)[1]))
+        if self.network in shapes.CREATE:
+            return shapes.INPUT
+        graph = onnx.load(self.path, load_external_data=False).graph
+        return tuple(side.dim_value for side in graph.input[0].type.tensor_type.shape.dim[1:])
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -104,7 +109,7 @@ class Subject:
 
     def truth(self, size: tuple[int, int]) -> dict[str, Any]:
         """`shapes` of all tensors and `outputs`, fingerprints of the declared ones, at a size."""
-        return remembered("truth", f"{self.name}.{size[0]}x{size[1]}", lambda: self._truth(size))
+        return self._of_file(f"truth/{size[0]}x{size[1]}", lambda: self._truth(size), uncut)
 
     def _truth(self, size: tuple[int, int]) -> dict[str, Any]:
         graph = uncut.Uncut(self.proto)
@@ -115,17 +120,19 @@ class Subject:
     @property
     def macs(self) -> int:
         """By PyTorch's counter."""
-        return remembered("macs", self.network, lambda: macs.count(self.network))
+        return self._of_network("macs", lambda: macs.count(self.network), macs)
 
     @property
     def changes(self) -> dict[str, list[changes.Extents]]:
         """By `noise` and `positive`, for each block, what it changes."""
-        return remembered("changes", self.name, lambda: changes.measure(self.proto, self.image()))
+        return self._of_file(
+            "changes", lambda: changes.measure(self.proto, self.image()), changes, positive, uncut
+        )
 
     @property
     def stages(self) -> list[dict[str, Any]]:
         """timm's features: `reduction`, `channels` and the file's `layers` that hold the value."""
-        return remembered("stages", self.name, self._stages)
+        return self._of_file("stages", self._stages, stages)
 
     def _stages(self) -> list[dict[str, Any]]:
         return [
@@ -140,13 +147,26 @@ class Subject:
     @property
     def fields(self) -> dict[str, dict[str, Any]]:
         """By module, the `cell` and `pixels` of `gradients.fields` and the `layers` that hold its value."""
-        found = remembered("fields", self.network, lambda: gradients.fields(self.network))
-        layers = remembered("modules", self.name, lambda: self._module_layers(list(found)))
+        found = self._of_network("fields", lambda: gradients.fields(self.network), gradients)
+        layers = self._of_file("modules", lambda: self._module_layers(list(found)), gradients, stages)
         return {module: {**field, "layers": layers[module]} for module, field in found.items()}
 
     def _module_layers(self, modules: list[str]) -> dict[str, list[str]]:
         values = gradients.module_values(self.network, modules)
         return {module: stages.holders(value, self.tensors) for module, value in values.items()}
+
+    def _of_network(self, kind: str, work: Callable[[], Any], *oracles: ModuleType) -> Any:
+        """What the network alone decides."""
+        return remembered(kind, self.network, work, *_sources(networks, shapes, *oracles))
+
+    def _of_file(self, kind: str, work: Callable[[], Any], *oracles: ModuleType) -> Any:
+        """What this export decides, its weights included."""
+        files = sorted(self.path.parent.iterdir())
+        return remembered(kind, self.name, work, *files, *_sources(networks, *oracles))
+
+
+def _sources(*modules: ModuleType) -> list[Path]:
+    return [Path(module.__file__) for module in modules]
 
 
 def digits(value: Array) -> str:

@@ -29,7 +29,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("export", EXPORTS, ids=lambda export: export.name)
 def test_maps_equal_those_of_the_whole_graph(client: httpx.Client, export: Subject) -> None:
     url = f"/v1/models/{export.name}"
-    rows = client.get(f"{url}/layers", params={"layers": "all"}).raise_for_status().json()["layers"]
+    rows = _given(client.get(f"{url}/layers", params={"layers": "all"})).json()["layers"]
     asked = ["outputs", f"index:{len(rows) // 2}"]
     answer = client.post(
         f"{url}/features",
@@ -37,8 +37,14 @@ def test_maps_equal_those_of_the_whole_graph(client: httpx.Client, export: Subje
         content=npy(export.image()),
         headers={"Content-Type": "application/x-npy"},
     )
-    maps = dict(np.load(io.BytesIO(answer.raise_for_status().content), allow_pickle=False))
+    maps = dict(np.load(io.BytesIO(_given(answer).content), allow_pickle=False))
     del maps["__metadata__"]
     assert len(maps) >= 2
     for name, value in maps.items():
         np.testing.assert_array_equal(value, export.tensors[name])
+
+
+def _given(answer: httpx.Response) -> httpx.Response:
+    if not answer.is_success:
+        pytest.fail(f"{answer.status_code}: {answer.text[:300]}", pytrace=False)
+    return answer

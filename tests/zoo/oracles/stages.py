@@ -1,6 +1,7 @@
 """What timm's `features_only` gives for a network, and which tensors of a file hold it."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import timm
@@ -23,12 +24,13 @@ class Stage:
     value: Array
 
 
+@lru_cache(maxsize=1)
 @torch.no_grad()
 def timm_stages(network: str) -> list[Stage]:
     """With the weights of the seeded network; none where timm gives none."""
     if network not in networks.TIMM + networks.TIMM_TWICE + ["resnet50_os8"]:
         return []
-    net, shape = networks.build(network)
+    net, shape = networks.built(network)
     try:
         part = _features_only(network)
     except (RuntimeError, AttributeError, ValueError, AssertionError):
