@@ -1,4 +1,11 @@
-"""Runs every check of the zoo test on one export after another, and keeps the results."""
+"""Runs every check of the zoo test on one export after another, and keeps the results.
+
+A check that passed is not run again until the service's code or the zoo test's changes.
+
+ZOO_NETWORKS: `sample`, or networks (`resnet18`) and exports (`resnet18.dynamo`), separated by spaces.
+ZOO_CACHE: the folder of exports (`models/<network>.<variant>/1/model.onnx`), of the oracles' data and of
+results; `.zoo-cache` without it. An export is made where it is missing, and used as it is otherwise.
+"""
 
 import importlib.util
 from collections.abc import Iterator

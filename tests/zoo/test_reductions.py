@@ -13,6 +13,8 @@ from tests.zoo.subjects import Subject
 pytestmark = pytest.mark.zoo
 
 BOUNDED = ("exact", "upper_bound")
+# Inception's last map has 8 cells of 299 pixels, 1.17 reductions each; an error is a factor of 2 at least.
+PLAUSIBLE = 1.5
 
 
 def test_reductions(subject: Subject, record_property: Callable[[str, object], None]) -> None:
@@ -28,19 +30,30 @@ def test_reductions(subject: Subject, record_property: Callable[[str, object], N
 
 
 def _is_map(layer: Layer) -> bool:
-    return layer.shape is not None and len(layer.shape) == 4 and layer.dtype == "float32"
+    shape = layer.shape
+    return shape is not None and len(shape) == 4 and None not in shape and layer.dtype == "float32"
 
 
 def _faults(subject: Subject, layer: Layer) -> Iterator[str]:
     """What contradicts a layer's reduction or field."""
-    for weights, runs in subject.changes.items():
-        for axis, spatial in enumerate(layer.spatial_axes if layer.has_space else ()):
-            side = subject.shape[1 + axis]
+    for axis, spatial in enumerate(layer.spatial_axes if layer.has_space else ()):
+        side = subject.shape[1 + axis]
+        reasons = list(_implausible(layer, axis, side))
+        for weights, runs in subject.changes.items():
             seen = [None if (found := run[layer.name]) is None else found[spatial - 1] for run in runs]
-            is_bounded = layer.receptive_field.status in BOUNDED
-            reasons = _outside(layer, axis, side, seen, weights) if is_bounded else []
-            moved = _moved_otherwise(layer, axis, seen) if weights == "positive" else []
-            yield from (f"{layer.name} ({layer.op}) axis {axis}, {weights}: {r}" for r in [*reasons, *moved])
+            if layer.receptive_field.status in BOUNDED:
+                reasons += _outside(layer, axis, side, seen, weights)
+            if weights == "positive":
+                reasons += _moved_otherwise(layer, axis, seen)
+        yield from (f"{layer.name} ({layer.op}) axis {axis}: {reason}" for reason in reasons)
+
+
+def _implausible(layer: Layer, axis: int, side: int) -> Iterator[str]:
+    """A map has about as many cells as the input has reductions, less what unpadded convolutions take."""
+    cells = layer.shape[layer.spatial_axes[axis]]
+    pixels = side / cells
+    if cells > 1 and not layer.reduction[axis] / PLAUSIBLE < pixels < layer.reduction[axis] * PLAUSIBLE:
+        yield f"{cells} cells of {side} pixels, the reduction is {layer.reduction[axis]}"
 
 
 def _outside(layer: Layer, axis: int, side: int, seen: list[list[int] | None], weights: str) -> Iterator[str]:
@@ -52,7 +65,7 @@ def _outside(layer: Layer, axis: int, side: int, seen: list[list[int] | None], w
         inside = cells is None or (low <= cells[0] and cells[1] <= high)
         misses = (cells is not None and _misses(low, high, cells, last)) if must else False
         if not inside or misses:
-            yield f"pixels {block} change cells {cells}, the field says {(low, high)}"
+            yield f"pixels {block} change cells {cells} with {weights} weights, the field says {(low, high)}"
 
 
 def _expected(layer: Layer, axis: int, block: tuple[int, int]) -> tuple[int, int]:

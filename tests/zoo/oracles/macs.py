@@ -9,7 +9,7 @@ from tests.zoo import networks
 
 @torch.no_grad()
 def count(network: str) -> int:
-    """Of one image; attention as the products that it consists of, which the counter knows on every device."""
+    """Of one image; attention as the products it consists of, which the counter knows on every device."""
     net, shape = networks.built(network)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net(networks.images(shape)[:1])
