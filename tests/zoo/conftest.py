@@ -35,7 +35,8 @@ else:
             metafunc.parametrize("subject", exports, ids=ids, indirect=True, scope="session")
 
     def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-        """What counts over all exports comes last."""
+        """Drop checks that none of the chosen exports takes; what counts over all exports comes last."""
+        items[:] = [item for item in items if "NOTSET" not in item.name]
         items.sort(key=lambda item: "test_totals" in item.nodeid)
 
     @pytest.fixture(scope="session")
