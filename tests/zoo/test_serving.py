@@ -1,6 +1,7 @@
 """The sample's exports over HTTP: declared outputs and a layer half-way, for a ready tensor."""
 
 import io
+import shutil
 from collections.abc import Iterator
 
 import httpx
@@ -20,8 +21,7 @@ EXPORTS = [Subject(*export) for export in SAMPLE]
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("served")
     for export in EXPORTS:
-        (folder / export.name).mkdir()
-        (folder / export.name / "1").symlink_to(export.path.parent)
+        shutil.copytree(export.path.parent, folder / export.name / "1")
     with serving("--models", str(folder), "--graph-optimization", "off") as server, server.client() as client:
         yield client
 
