@@ -17,7 +17,7 @@ export ORT_DISABLE_TELEMETRY := 1
 .PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and the other settings apply)
 	@exec $(BIN)/featuremaps serve
