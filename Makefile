@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEPLOY := .venv-deploy
 SDK := .venv-sdk
+ZOO := .venv-zoo
 # A hash in every lock, no address: where packages come from is the machine's own configuration.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -13,10 +14,10 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long test-page test-sdk fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
+.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and the other settings apply)
 	@exec $(BIN)/featuremaps serve
@@ -24,16 +25,22 @@ run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and 
 install: $(VENV)/.installed ## Install the locked dependencies and the command at .venv/bin/featuremaps
 
 test: check ## Lint, types, import contracts and the test suite, long runs as samples
-	$(BIN)/python -m pytest -m "not slow and not cuda and not engine and not page and not sdk and not fuzz"
+	$(BIN)/python -m pytest -m "not slow and not cuda and not engine and not page and not sdk and not zoo and not fuzz"
 
 test-all: check ## The same with every long run
-	$(BIN)/python -m pytest -m "not cuda and not engine and not page and not sdk and not fuzz"
+	$(BIN)/python -m pytest -m "not cuda and not engine and not page and not sdk and not zoo and not fuzz"
 
 test-long: $(VENV)/.developing ## Only the long runs that make test leaves out
-	$(BIN)/python -m pytest -m "slow and not cuda and not engine and not page and not sdk and not fuzz"
+	$(BIN)/python -m pytest -m "slow and not cuda and not engine and not page and not sdk and not zoo and not fuzz"
 
 test-sdk: $(VENV)/.developing $(SDK)/.installed ## Clients generated from the running service's document
 	$(BIN)/python -m pytest -m sdk tests/sdk
+
+test-zoo: $(ZOO)/.installed ## Some 250 exports of 82 networks against PyTorch and timm; hours, and it goes on where it stopped
+	$(ZOO)/bin/python -m pytest -rN --tb=short -m zoo tests/zoo
+
+test-zoo-sample: export ZOO_NETWORKS := sample
+test-zoo-sample: test-zoo ## The same with eight networks, in minutes
 
 fuzz: $(VENV)/.developing ## Ten thousand cases of schemathesis against the running service
 	$(BIN)/python -m pytest -s -m fuzz tests/fuzz
@@ -68,6 +75,8 @@ lock: $(VENV)/.developing ## Write the lock files anew from pyproject.toml, keep
 	$(UV_COMPILE) --extra cuda -o requirements-cuda.lock
 	$(UV_COMPILE) --extra cpu --extra dev -o requirements-dev.lock
 	$(subst pyproject.toml,,$(UV_COMPILE)) tests/sdk/requirements.in -o tests/sdk/requirements.txt
+	$(UV_COMPILE) --extra cpu tests/zoo/requirements.in -c requirements.lock --override tests/zoo/overrides.txt \
+		-o tests/zoo/requirements.txt
 	$(UV_COMPILE) --extra cpu deploy/ray/requirements.in -c requirements.lock -o deploy/ray/requirements.lock
 	$(subst pyproject.toml,,$(UV_COMPILE)) deploy/checks/requirements.in -o deploy/checks/requirements.lock
 
@@ -88,7 +97,7 @@ swagger-ui: ## Fetch the files that /docs is made of anew (needs npm)
 	for file in LICENSE NOTICE; do install -m 644 "$$dir/$$file" $(DOCS)/swagger-ui.$$file; done
 
 clean: ## Remove what was installed and cached
-	rm -rf $(VENV) $(DEPLOY) $(SDK) tests/sdk/node_modules .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY) $(SDK) $(ZOO) .zoo-cache tests/sdk/node_modules .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -105,6 +114,14 @@ $(SDK)/.installed: tests/sdk/requirements.txt tests/sdk/package-lock.json | $(VE
 	@test -x $(SDK)/bin/python || $(VENV)/bin/python -m venv $(SDK)
 	@$(SDK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/sdk/requirements.txt
 	@cd tests/sdk && PATH="$(abspath $(SDK))/bin:$$PATH" npm ci --silent
+	@touch $@
+
+# Without dependencies, for the lock names them all but torch; torch and torchvision would bring CUDA's libraries.
+$(ZOO)/.installed: tests/zoo/requirements.txt tests/zoo/torch.txt pyproject.toml
+	@test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	@$(ZOO)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/zoo/requirements.txt
+	@$(ZOO)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/zoo/torch.txt
+	@$(ZOO)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 $(VENV)/.developing: requirements-dev.lock pyproject.toml | $(VENV)/bin/python

@@ -13,6 +13,10 @@ LOCKS = {
     "requirements.lock": ["--extra", "cpu"],
     "requirements-cuda.lock": ["--extra", "cuda"],
     "requirements-dev.lock": ["--extra", "cpu", "--extra", "dev"],
+    "tests/zoo/requirements.txt": [
+        *("--extra", "cpu", "tests/zoo/requirements.in", "--constraint", "requirements.lock"),
+        *("--override", "tests/zoo/overrides.txt"),
+    ],
     "deploy/ray/requirements.lock": [
         *("--extra", "cpu", "deploy/ray/requirements.in", "--constraint", "requirements.lock")
     ],

@@ -12,7 +12,7 @@ _LIBRARY = torch.library.Library("torchvision", "FRAGMENT")
 def import_torchvision() -> None:
     """Make `import torchvision` work, whichever build of torch is installed."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError:
         for operator in ("nms", "qnms"):
             _LIBRARY.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
