@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from service.dtypes import DATATYPES
 from service.errors import BodyTooLarge, MalformedRequest, Overloaded
 from service.intake import tensors
 from service.intake.inflate import PIECE_BYTES, inflate
 from service.intake.tensors import read_binary, read_numbers, read_texts
-from service.dtypes import DATATYPES
 
 WITH_JSON = sorted(set(DATATYPES) - {"FP16", "BF16", "BYTES"})
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0)

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
-from service.engine.loaded import LoadedModel, load
+from service.engine.loaded import LoadedModel
+from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.values import Array
