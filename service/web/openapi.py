@@ -57,6 +57,7 @@ ENUMS: Mapping[str, tuple[Any, str]] = {
     "Datatype": (Datatype, "Type of a tensor's values, by the v2 protocol's names; BYTES are texts"),
     "DtypeChoice": (values.DtypeChoice, "Type of the values sent; native is the graph's own"),
     "FieldStatus": (values.FieldStatus, "How far a receptive field is known"),
+    "SizeSource": (values.SizeSource, "Where the size that is served comes from"),
     "FilterFormat": (queries.FilterFormat, "How filters are written or drawn"),
     "Fit": (values.Fit, "How a photograph becomes as large as the network's input"),
     "Interpolation": (values.Interpolation, "How a photograph is resized, by Pillow's names"),

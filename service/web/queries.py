@@ -60,7 +60,7 @@ class LayersQuery(VersionQuery):
         default=["all"],
         description="Which layers; repeatable and comma-separated: a name, a module's path, a glob "
         "(`*`, `?`), `index:12`, `index:10..20`, `op:Conv`, `module:layer3.*`, `stage:3`, `stages`, "
-        "`reduction:16`, `outputs`, `all`",
+        "`feature:2`, `features`, `reduction:16`, `outputs`, `all`",
         examples=[["stages"]],
     )
     size: Size | None = Field(None, description="HxW fed to the network, where its input is dynamic")
