@@ -1,4 +1,4 @@
-"""What a request's data are called on their way, each frozen: Job, Picture, Prepared, FeatureMap, Payload."""
+"""What a request's data are called on their way: Job, Picture, Prepared, FeatureMap, Payload."""
 
 import math
 from collections.abc import Mapping
@@ -37,9 +37,8 @@ Chunk = bytes | memoryview
 class Picture:
     """An upright photograph: `image` of Pillow's mode RGB, sRGB, which nobody changes.
 
-    `alpha` is its transparency (mode L, 255 is opaque) where a network takes that; `image` then holds the
-    colours as they are and not laid on white. `color_profile` says what became of an embedded ICC profile:
-    `none` (there was none), `srgb` (it is sRGB), `converted` (to sRGB) or `ignored` (it does not parse).
+    `alpha` is its transparency (mode L) where a network takes that: then `image` is not laid on white.
+    `color_profile` says what became of an ICC profile: `ignored` is one that does not parse.
     """
 
     image: Image.Image
@@ -163,13 +162,12 @@ class Layer:
     has_variable_shape: bool = False
 
     def widened(self) -> "Layer":
-        """The layer as arrays carry it: of a dtype that numpy has, where that holds the same values."""
-        if (wide := WIDENED.get(self.dtype)) is None:
+        """The layer in a dtype that numpy has, where that holds the same values."""
+        if self.dtype not in WIDENED:
             return self
-        if self.shape is None or None in self.shape:
-            return replace(self, dtype=wide)
-        count = math.prod(size or 0 for size in self.shape)
-        return replace(self, dtype=wide, bytes_per_image=count * np.dtype(wide).itemsize)
+        wide, sizes = WIDENED[self.dtype], self.shape or (None,)
+        held = math.prod(size or 0 for size in sizes) * np.dtype(wide).itemsize
+        return replace(self, dtype=wide, bytes_per_image=None if None in sizes else held)
 
     @property
     def has_space(self) -> bool:
@@ -367,10 +365,7 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Payload:
-    """An encoded answer, in pieces that follow each other, and what travels beside it.
-
-    `timings` are seconds by stage; `coding` is the content coding that was applied to `uncoded_bytes`.
-    """
+    """An encoded answer in pieces; `timings` in seconds, `coding` was applied to `uncoded_bytes`."""
 
     chunks: tuple[Chunk, ...]
     media_type: str

@@ -33,8 +33,7 @@ MODEL_FILE = "model.onnx"
 # Name, time of the last change and size of every file that a version is made of.
 Stamp = tuple[tuple[str, int, int], ...]
 LEAVES = (
-    "the model is a link to a file outside the repository, as in a hub's cache: copy it with `cp -L`, or add "
-    "the folder that it links to with --models"
+    "the model is a link out of the repository, as in a hub's cache: `cp -L` it, or serve the blob's folder"
 )
 WITHDRAWN = "it was unloaded, and serves nothing until it is loaded again"
 log = logging.getLogger("featuremaps.catalog")
@@ -236,12 +235,9 @@ class Catalog:
         for path in self._paths:
             for entry in _scan(path, load):
                 if entry.name in self._entries:
-                    raise ConfigurationError(
-                        f"two of the given paths hold a model named {entry.name!r}: {given[entry.name]} and "
-                        f"{path}; rename one of them"
-                    )
-                if path.is_file() and entry.name != path.stem:
-                    log.info("the file %r is served as model %r", path.name, entry.name)
+                    both = f"{given[entry.name]} and {path}"
+                    raise ConfigurationError(f"two paths hold a model named {entry.name!r}: {both}")
+                log.info("%s is served as model %s", path, entry.name)
                 self._entries[entry.name], given[entry.name] = entry, path
 
     @property

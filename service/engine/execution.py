@@ -9,7 +9,7 @@ import numpy as np
 from cachetools import LRUCache
 from cachetools.keys import hashkey
 
-from service.dtypes import WIDENED
+from service.dtypes import NOT_HANDED_OUT, WIDENED
 from service.engine.decisions import decided_together
 from service.engine.device import Device
 from service.engine.graph import Graph
@@ -20,8 +20,6 @@ from service.engine.segments import Segments, find_ends
 from service.errors import ModelFailed
 from service.values import Array, Plan, Step, TensorSpec
 
-# The runtime hands out bfloat16 through values of its own.
-NOT_HANDED_OUT = WIDENED.keys() - {"bfloat16"}
 SEPARABLE_KEPT, CHOICES_KEPT = 1024, 1024
 Values = Mapping[str, Value]
 # Two images' inputs alone, and both as one batch.

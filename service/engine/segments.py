@@ -12,10 +12,10 @@ from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
-from service.dtypes import WIDENED
+from service.dtypes import NOT_HANDED_OUT
 from service.engine.layers.stages import ACTIVATIONS, QUANTISING, Activity
 from service.engine.nodes import OF_SIZES, Network
-from service.values import Plan, Step
+from service.values import Plan, Step, TensorSpec
 
 MOST_SEGMENTS = 16
 # Skip connections that lie across a cut are handed over by Python, each with its reordering.
@@ -36,7 +36,7 @@ class Segments:
         self._makers = {name: i for i, node in enumerate(network.nodes) for name in node.makes}
         self.shape_values = network.shape_values()
         # They come out of a session widened, so that no other can read them.
-        self._narrow = {n for n, spec in network.tensors.items() if spec.dtype in WIDENED}
+        self._narrow = {name for name in self._makers if _is_narrow(network.tensors.get(name))}
         self._ends = tuple(ends)
         self.whole = frozenset(self._whole_steps(network))
 
@@ -116,6 +116,11 @@ class Segments:
         return self.plan(name for name in network.outputs if name in self._makers).steps
 
 
+def _is_narrow(spec: TensorSpec | None) -> bool:
+    """Whether a tensor's values leave a session in a wider dtype than its own."""
+    return spec is not None and spec.dtype in NOT_HANDED_OUT
+
+
 def find_ends(network: Network, weight_bytes: Sequence[int]) -> list[int]:
     """Where to cut: the index of each segment's last node; `weight_bytes` holds one number a node.
 
@@ -175,7 +180,7 @@ class _Judge:
         if name in self._inputs:
             return True
         spec = self._network.tensors.get(name)
-        if spec is None or not spec.dtype or spec.dtype in WIDENED or name in self._fused:
+        if spec is None or not spec.dtype or _is_narrow(spec) or name in self._fused:
             return False
         if spec.dtype in ("int64", "int32", "bool"):
             sizes = None if spec.shape is None else [n or math.inf for n in spec.shape]

@@ -287,10 +287,7 @@ class Pipeline:
     ) -> Payload:
         ready = await self._from_kept(job, model, answer, watch)
         visit.take(_needed_bytes(ready))
-        if model.group == 1:
-            values = await self._kept_maps(ready)
-        else:
-            values = await self._pools.run("run", watch, compute, ready, None)
+        values = await self._kept_maps(ready)
         return await self._pools.run("finish", watch, _finish, ready, values, {}, answer)
 
     async def _from_kept(self, job: Job, model: LoadedModel, answer: Answer, watch: Stopwatch) -> Ready:
@@ -307,7 +304,10 @@ class Pipeline:
         return await self._pools.run("read", watch, place, job, model, found, source, answer.check, watch)
 
     async def _kept_maps(self, ready: Ready) -> Mapping[str, Array]:
-        """Go on from the maps of the same image that are at hand or under way, segment after segment."""
+        """Go on from the maps of the same image that are known or under way, segment after segment."""
+        if ready.model.group > 1:  # Groups of copies are not worth keeping.
+            stop = Stop()
+            return await self._pools.run("run", ready.watch, compute, ready, stop, stop=stop)
         origin, tensor = _origin(ready.job, ready.model), ready.prepared.tensor
         known = Known(self._shared, origin)
         plan = ready.model.plan(ready.layers, known)
@@ -369,10 +369,7 @@ def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | No
 
 
 def _needed_bytes(ready: Ready) -> int:
-    """What a job holds until its answer is there: picture and tensor, the maps, and as much again encoded.
-
-    And what the network holds on the way, for one image after another: two of its largest maps.
-    """
+    """What a job holds: picture, tensor, maps, as much again encoded, and two of the network's largest maps."""
     maps = ready.images * sum(map(held_bytes, ready.layers))
     return Source(ready.prepared, ready.pictures).held_bytes + 2 * (maps + ready.largest_bytes)
 

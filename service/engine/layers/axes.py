@@ -7,7 +7,8 @@ first operator that defines an order (Conv, pooling, ...).
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from service.engine.layers.axis_rules import RULES, Step, ordered_roles
+from service.engine.layers.axis_rules import RULES, ordered_roles
+from service.engine.layers.axis_step import Step
 from service.engine.layers.operators import KNOWN_DOMAINS, ORDERED
 from service.engine.layers.parts import (
     Axes,

@@ -1,9 +1,8 @@
 """What each operator does to the axes of what it reads."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
+from service.engine.layers.axis_step import Rule, Step, integers
 from service.engine.layers.operators import ELEMENTWISE, ORDERED, RESIZING, UNARY, names
 from service.engine.layers.parts import (
     REPEATED,
@@ -15,14 +14,12 @@ from service.engine.layers.parts import (
     Shape,
     forgotten,
     place_of,
-    regroup,
     roles_of,
     settled,
-    shuffled,
     whole,
     whole_axes,
 )
-from service.engine.layers.shape_values import BATCH, keeps_batch
+from service.engine.layers.reshapes import flattened, reshaped
 from service.engine.nodes import Network, Node
 
 # They change values and no axes, whatever these are.
@@ -32,48 +29,6 @@ NORMALIZING_AXES = names(
     "Softmax LogSoftmax Hardmax QLinearSoftmax LayerNormalization SimplifiedLayerNormalization "
     "RMSNormalization LpNormalization CumSum"
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One node at work: the axes of its inputs that have some, and shapes to judge by.
-
-    `values` are those of shape tensors, with BATCH for the batch's size.
-    """
-
-    node: Node
-    axes: Mapping[str, Axes]
-    network: Network
-    values: Mapping[str, Sequence[Any]]
-
-    def of(self, index: int) -> Axes | None:
-        """The axes of one input, None where nothing is known."""
-        inputs = self.node.inputs
-        return self.axes.get(inputs[index]) if index < len(inputs) else None
-
-    def shape(self, name: str) -> Shape | None:
-        """The shape of a tensor."""
-        return self.network.shape(name)
-
-    @property
-    def made(self) -> Shape | None:
-        """The shape of the first output."""
-        return self.shape(self.node.outputs[0])
-
-    def integers(self, index: int, attribute: str) -> list[int] | None:
-        """A list that older operator sets keep in an attribute and newer ones in a constant input."""
-        return integers(self.network, self.node, index, attribute)
-
-
-Rule = Callable[[Step], Axes | None]
-
-
-def integers(network: Network, node: Node, index: int, attribute: str) -> list[int] | None:
-    """A list of integers from an attribute, else from an input that is constant at these shapes."""
-    if attribute in node.attributes:
-        return [int(i) for i in node.attributes[attribute]]
-    value = network.value(node.inputs[index]) if index < len(node.inputs) else None
-    return None if value is None else [int(i) for i in value.reshape(-1)]
 
 
 def ordered_roles(rank: int) -> Roles:
@@ -305,19 +260,6 @@ def _gathered(step: Step) -> Axes | None:
     return (*data[:along], *new, *data[along + 1 :])
 
 
-def _flattened(step: Step) -> Axes | None:
-    """Two axes: those before `axis` together, and the others; the batch stays by itself or leads."""
-    data, after = step.of(0), step.made or (None, None)
-    axis = int(step.node.attributes.get("axis", 1))
-    if not data or data[0] != whole("N", data[0][0].size if data[0] else None):
-        return whole_axes((None, None), after)
-    if axis == 1:
-        rest = regroup(data[1:], after[1:])
-        return (data[0], *rest) if rest else whole_axes(("N", None), after)
-    merged = regroup(data[1:], after) if data[0][0].size == 1 and axis > 1 else None
-    return ((*data[0], *merged[0]), merged[1]) if merged else whole_axes((None, None), after)
-
-
 def _gemm(step: Step) -> Axes | None:
     data = step.of(0)
     batched = data is not None and roles_of(data)[:1] == ("N",) and not step.node.attributes.get("transA")
@@ -364,67 +306,6 @@ def _product(left: Axes, right: Axes, made: Shape) -> Axes:
     return (*joined, rows, columns)
 
 
-def _reshaped(step: Step) -> Axes | None:
-    """Parts that lie in memory as before keep their roles, and the batch where it surely stays first."""
-    data, before, after = step.of(0), step.shape(step.node.inputs[0]), step.made
-    if data is None or not before or not after or len(before) != len(data):
-        return None
-    if tuple(before) == tuple(after) and data[0] == whole("N", before[0]):
-        kept = keeps_batch(_target(step), before, after) or _takes_one(step.network)
-        return data if kept else ((), *data[1:])
-    nothing = whole_axes((None,) * len(after), after)
-    if not any(part.role == "N" for axis in data for part in axis):
-        return shuffled(regroup(data, after) or nothing)
-    batch, *rest = data[0]
-    if batch.role != "N" or batch.size != 1:
-        return _reshaped_batch(step, data, before, after) or nothing
-    return _with_batch(step, (tuple(rest), *data[1:]), before, after)
-
-
-def _reshaped_batch(step: Step, data: Axes, before: Shape, after: Shape) -> Axes | None:
-    """A batch of several images, which the file fixes, stays first at its size or is lost."""
-    if data[0] != whole("N", before[0]) or not keeps_batch(_target(step), before, after):
-        return None
-    rest = regroup(data[1:], after[1:]) if before[0] == after[0] else None
-    return None if rest is None else shuffled((data[0], *rest))
-
-
-def _with_batch(step: Step, rest: Axes, before: Shape, after: Shape) -> Axes:
-    """The batch of one image, which is merged with what follows it, or stands alone again."""
-    target, alone = _target(step), not rest[0]
-    made = regroup(rest, after) or whole_axes((None,) * len(after), after)
-    if after[0] == 1:
-        kept = keeps_batch(target, before, after) if alone else _is_batch_again(target, after)
-        return shuffled((whole("N", 1), *made[1:])) if kept or _takes_one(step.network) else shuffled(made)
-    if target is not None and target[0] in (0, 1):
-        return whole_axes((None,) * len(after), after)
-    return ((Part("N", 1), *made[0]), *made[1:])
-
-
-def _takes_one(network: Network) -> bool:
-    """Whether the file fixes its batch to one image: then a leading axis of one is the batch."""
-    return all(spec.shape and spec.shape[0] == 1 for spec in network.inputs)
-
-
-def _is_batch_again(target: Sequence[Any] | None, after: Shape) -> bool:
-    """Whether the first entry is the batch's size and the others leave nothing to it."""
-    if not target or len(target) != len(after):
-        return False
-    rest = [isinstance(size, int) and size > 0 for size in target[1:]]
-    return target[0] == BATCH or (target[0] in (1, -1) and all(rest))
-
-
-def _target(step: Step) -> Sequence[Any] | None:
-    """The target as the file says it, and not as it is at these shapes: the batch's size may change."""
-    inputs = step.node.inputs
-    if len(inputs) > 1 and inputs[1] in step.values:
-        return step.values[inputs[1]]
-    if "shape" in step.node.attributes:
-        return [int(size) for size in step.node.attributes["shape"]]
-    constant = step.network.constants.get(inputs[1]) if len(inputs) > 1 else None
-    return None if constant is None else [int(size) for size in constant.reshape(-1)]
-
-
 def _nothing(step: Step) -> Axes | None:
     return None
 
@@ -450,8 +331,8 @@ RULES: dict[str, Rule] = {
     "Squeeze": _squeezed,
     "Unsqueeze": _unsqueezed,
     "Gather": _gathered,
-    "Flatten": _flattened,
+    "Flatten": flattened,
     "Gemm": _gemm,
-    "Reshape": _reshaped,
+    "Reshape": reshaped,
     "Shape": _nothing,
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
-from service.engine.layers import axis_rules
+from service.engine.layers import axis_rules, axis_step
 from service.engine.layers.extents import Axis, Extent
 from service.engine.layers.operators import CONTRACTIONS, ELEMENTWISE, UNARY, names
 from service.engine.nodes import Node
@@ -240,8 +240,8 @@ def _space_to_depth(extent: Extent, axis: Axis) -> Extent:
 
 def _padded(extent: Extent, axis: Axis) -> Extent:
     """A border of constants shifts; one of mirrored or repeated cells sees pixels further inside."""
-    pads = axis_rules.integers(axis.network, axis.node, 1, "pads")
-    chosen = axis_rules.integers(axis.network, axis.node, 3, "axes") or list(range(axis.rank))
+    pads = axis_step.integers(axis.network, axis.node, 1, "pads")
+    chosen = axis_step.integers(axis.network, axis.node, 3, "axes") or list(range(axis.rank))
     places = [a % axis.rank for a in chosen]
     if pads is None or len(pads) != 2 * len(places):
         return extent.lost()
@@ -277,13 +277,13 @@ def _sliced(extent: Extent, axis: Axis) -> Extent:
 def _slice_bounds(axis: Axis) -> tuple[int, int] | None:
     """First cell and step along the axis; (0, 1) where it is not cut."""
     network, node = axis.network, axis.node
-    starts = axis_rules.integers(network, node, 1, "starts")
+    starts = axis_step.integers(network, node, 1, "starts")
     if starts is None:
         return None
     has_axes = "axes" in node.attributes or (len(node.inputs) > 3 and node.inputs[3])
-    chosen = axis_rules.integers(network, node, 3, "axes") if has_axes else list(range(len(starts)))
+    chosen = axis_step.integers(network, node, 3, "axes") if has_axes else list(range(len(starts)))
     steps = (
-        axis_rules.integers(network, node, 4, "steps")
+        axis_step.integers(network, node, 4, "steps")
         if len(node.inputs) > 4 and node.inputs[4]
         else [1] * len(starts)
     )
