@@ -369,7 +369,7 @@ def _select(model: LoadedModel, words: Sequence[str], size: tuple[int, int] | No
 
 
 def _needed_bytes(ready: Ready) -> int:
-    """What a job holds: picture, tensor, maps, as much again encoded, and two of the network's largest maps."""
+    """Bytes of picture, tensor, maps, as much again encoded, and two of the network's largest maps."""
     maps = ready.images * sum(map(held_bytes, ready.layers))
     return Source(ready.prepared, ready.pictures).held_bytes + 2 * (maps + ready.largest_bytes)
 
