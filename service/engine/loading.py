@@ -8,7 +8,7 @@ from pathlib import Path
 from service.engine.graph import Graph, read
 from service.engine.image_input import at_size, candidate_sizes
 from service.engine.loaded import LoadedModel
-from service.engine.model_files import read_files
+from service.engine.model_files import ModelFiles, read_files
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.errors import ModelFailed
@@ -16,6 +16,10 @@ from service.errors import ModelFailed
 FIXED_BATCH = (
     "this file fixes its batch to {}, and its images change each other's outputs: export it with a batch of "
     "one or with a free one; or use /v2"
+)
+SIZE_UNKNOWN = (
+    "the file fixes no size, and the network runs at none of those tried ({}): set size under [input] in a "
+    "model.toml; or use /v2. The first reason: {}"
 )
 log = logging.getLogger("featuremaps.models")
 
@@ -55,4 +59,25 @@ def load(
             log.info("model %s version %s: served at the guessed size %dx%d", name, version, *size)
         return model
     assert failure is not None
-    raise failure
+    try:
+        return _without_image(name, version, files, failure, runtime, plans)
+    except ModelFailed as error:
+        raise failure from error
+
+
+def _without_image(
+    name: str, version: str, files: ModelFiles, failure: ModelFailed, runtime: Runtime, plans: PlanCache
+) -> LoadedModel:
+    """A network that runs at none of the guessed sizes: for tensors, until the manifest names its size.
+
+    Raises:
+        ModelFailed: it does not compile either.
+    """
+    tried = ", ".join(f"{h}x{w}" for h, w in filter(None, candidate_sizes(files.image)))
+    if not tried:
+        raise failure
+    reason = SIZE_UNKNOWN.format(tried, failure.detail)
+    log.info("model %s version %s takes no images: %s", name, version, reason)
+    model = LoadedModel(name, version, replace(files, no_image_reason=reason), None, runtime, plans)
+    model.warm()
+    return model

@@ -19,6 +19,7 @@ from service.errors import ModelFailed
 from service.values import Array, TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
+Sides = tuple[int | None, ...]
 # Inputs that say how a node changes shapes and places, by operator: from this one on.
 PARAMETERS = {
     **dict.fromkeys(("Reshape", "Expand", "Tile", "Pad", "Slice", "Resize", "Upsample", "TopK"), 1),
@@ -52,8 +53,8 @@ def _inferred(graph: Graph, runtime: Runtime, network: Network) -> Network:
     unknown = _unknown(network)
     if not unknown:
         return replace(network, variable=frozenset())
-    shapes = {spec.name: network.shape(spec.name) for spec in network.inputs}
-    known = {n: tuple(s or 1 for s in shape) for n, shape in shapes.items() if shape is not None}
+    shapes = {spec.name: network.shape(spec.name) or (None,) for spec in network.inputs}
+    known = {n: tuple(s or 0 for s in shape) for n, shape in shapes.items() if None not in shape}
     found = runtime.specs(graph.exposed(known), graph.folder)
     network = _with(network, {name: found[name] for name in unknown if name in found})
     return replace(network, variable=variable_shapes(network, graph.branching))
@@ -165,13 +166,25 @@ def _is_incomplete(spec: TensorSpec | None) -> bool:
 
 
 def _unreliable(network: Network) -> set[str]:
-    """Outputs of poolings that round up: inference counts a last window that starts in the padding."""
+    """Outputs of poolings for which inference counts a last window that starts in the padding."""
     return {
         name
         for node in network.nodes
-        for name in node.makes
         if node.op in POOLS and node.domain == "" and node.attributes.get("ceil_mode")
+        for name in node.makes
+        if _starts_in_padding(node, network.shape(node.inputs[0]), network.shape(name))
     }
+
+
+def _starts_in_padding(node: Node, before: Sides | None, after: Sides | None) -> bool:
+    """Whether the last window along some axis begins behind the map; also where a shape is unknown."""
+    if before is None or after is None or None in before or None in after:
+        return True
+    rank = len(after) - 2
+    strides = node.attributes.get("strides") or [1] * rank
+    begins = node.attributes.get("pads") or [0] * 2 * rank
+    axes = zip(before[2:], after[2:], strides, begins[:rank], strict=True)
+    return any(((made or 0) - 1) * stride >= (side or 0) + begin for side, made, stride, begin in axes)
 
 
 def _behind(network: Network, names: Collection[str]) -> set[str]:

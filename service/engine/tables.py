@@ -30,12 +30,21 @@ class Tables:
         self._image = image
         self._group = image.group if image else 1
         self._served_shapes = served
-        self.network = describe(graph, runtime, served)
+        self.network = self._described(served)
         self._modules = find_modules(self.network)
         self.served = self._table(self.network)
         # With a condition a table is made once for all who ask for it, and nobody waits for other tables.
         kept = LRUCache[Hashable, LayerTable](TABLES_KEPT)
         self._other = cached(kept, condition=threading.Condition())(self._table_at)
+
+    def _described(self, served: Shapes) -> Network:
+        """Inputs that take no images may not fit together with free sides of 1: then shapes stay open."""
+        try:
+            return describe(self._graph, self._runtime, served)
+        except ModelFailed:
+            if self._image is not None:
+                raise
+            return describe(self._graph, self._runtime, {})
 
     def at(self, shapes: Shapes) -> LayerTable:
         """Every layer for inputs of these shapes.

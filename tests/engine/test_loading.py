@@ -315,3 +315,13 @@ def test_a_computed_target_leaves_no_shape_unknown(tmp_path: Path) -> None:
     integers = [constant("last", [3]), constant("lead", [1, -1])]
     proto = model(nodes, {"x": [1, 3, 8, 8]}, ["y"], [weight("w", 4, 3, 1, 1), *integers])
     assert opened(tmp_path, proto).layers().by_name["y"].shape == (1, 4, 64)
+
+
+def test_a_network_that_runs_at_no_guessed_size_takes_tensors_and_says_what_to_do(tmp_path: Path) -> None:
+    found = opened(tmp_path, merging(7 * 11))
+    assert found.image_input is None
+    assert "set size under [input]" in found.no_image_reason
+    x = np.random.default_rng(0).random((1, 3, 77, 154), np.float32)
+    layers = [found.layers_for({"x": x.shape}).by_name["out"]]
+    expected = UncutGraph(tmp_path / "m/1/model.onnx", ["out"]).run({"x": x})["out"]
+    assert np.array_equal(found.run(x, layers)["out"], expected)

@@ -43,9 +43,18 @@ def _faults(subject: Subject, layer: Layer) -> Iterator[str]:
             seen = [None if (found := run[layer.name]) is None else found[spatial - 1] for run in runs]
             if layer.receptive_field.status in BOUNDED:
                 reasons += _outside(layer, axis, side, seen, weights)
-            if weights == "positive":
+            if weights == "positive" and _moves(layer):
                 reasons += _moved_otherwise(layer, axis, seen)
         yield from (f"{layer.name} ({layer.op}) axis {axis}: {reason}" for reason in reasons)
+
+
+def _moves(layer: Layer) -> bool:
+    """Whether what a block changes lies further along by just as many cells as the block does.
+
+    Attention within windows changes whole windows, a mean over the map all of it, and the border that Pad
+    adds never changes; their reductions are held against the map's size, and their fields against the blocks.
+    """
+    return layer.receptive_field.status == "exact" and layer.op != "Pad"
 
 
 def _implausible(layer: Layer, axis: int, side: int) -> Iterator[str]:
