@@ -58,7 +58,12 @@ def _moves(layer: Layer) -> bool:
 
 
 def _implausible(layer: Layer, axis: int, side: int) -> Iterator[str]:
-    """A map has about as many cells as the input has reductions, less what unpadded convolutions take."""
+    """A map has about as many cells as the input has reductions, less what unpadded convolutions take.
+
+    A slice is a part of a map, such as the pieces that a roll is put together from.
+    """
+    if layer.op == "Slice":
+        return
     cells = layer.shape[layer.spatial_axes[axis]]
     pixels = side / cells
     if cells > 1 and not layer.reduction[axis] / PLAUSIBLE < pixels < layer.reduction[axis] * PLAUSIBLE:
