@@ -125,10 +125,8 @@ class Npy:
         return _npy(next(iter(arrays.values())))
 
 
-def encode_json(
-    arrays: Mapping[str, Array], model: str, version: str, *, max_bytes: int
-) -> tuple[Chunk, ...]:
-    """Numbers as JSON: `{model, version, layers: [{name, shape, dtype, data: [flat]}]}`.
+def encode_json(arrays: Mapping[str, Array], said: Mapping[str, Any], *, max_bytes: int) -> tuple[Chunk, ...]:
+    """Numbers as JSON: what is `said` of them, and `layers: [{name, shape, dtype, data: [flat]}]`.
 
     Raises:
         NonFinite: NaN or infinity, which JSON has no word for.
@@ -146,9 +144,7 @@ def encode_json(
         }
         for name, values in arrays.items()
     ]
-    body = orjson.dumps(
-        {"model": model, "version": version, "layers": layers}, option=orjson.OPT_SERIALIZE_NUMPY
-    )
+    body = orjson.dumps({**said, "layers": layers}, option=orjson.OPT_SERIALIZE_NUMPY)
     if len(body) > max_bytes:
         raise AnswerTooLarge(
             f"the answer would be {len(body)} bytes of JSON and at most {max_bytes} are sent: "

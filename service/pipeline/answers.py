@@ -93,7 +93,8 @@ class JsonAnswer:
             reduced = apply_all(ready, maps, self._limits.answer_bytes)
         with ready.watch.measure("encode"):
             who = ready.model.identity
-            chunks = arrays.encode_json(reduced, who.name, who.version, max_bytes=self._max_bytes)
+            said = {"model": who.name, "version": who.version, "left_out": ready.left_out}
+            chunks = arrays.encode_json(reduced, said, max_bytes=self._max_bytes)
         return Encoded(chunks, "application/json", "json")
 
 

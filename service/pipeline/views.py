@@ -110,7 +110,7 @@ class StatisticsAnswer:
             layers = [describe(feature_map) for feature_map in maps]
         with ready.watch.measure("encode"):
             told = {"model": who.name, "version": who.version, "digest": who.digest, "layers": layers}
-            body = orjson.dumps(told)
+            body = orjson.dumps({**told, "left_out": ready.left_out})
         if len(body) > self._max_bytes:
             raise too_large(len(maps), len(ready.prepared.tensor), len(body), self._max_bytes)
         return Encoded((body,), "application/json", "json")

@@ -31,6 +31,9 @@ Provider = Literal["cpu", "cuda"]
 NAME = Field(description="Name of the model", examples=["cifar-resnet"])
 VERSION = Field(description="Version of the model, digits", examples=["1"])
 DIGEST = Field(description="SHA-256 over the model's ONNX file and its external data, 64 hex digits")
+LEFT_OUT = Field(
+    description="Layers that `all` and the like mean and that could not be sent, with the reasons"
+)
 LAYER = Field(description="The layer's name in the graph", examples=["stage1.block2.relu"])
 DTYPE = Field(description="numpy's name", examples=["float32"])
 
@@ -58,6 +61,7 @@ class Statistics(BaseModel):
     version: str = VERSION
     digest: str = DIGEST
     layers: list[LayerStatistics] = Field(description="In graph order")
+    left_out: dict[str, str] = LEFT_OUT
 
 
 class ImageDescription(BaseModel):
@@ -210,6 +214,7 @@ class FeaturesAsJson(BaseModel):
     model: str = NAME
     version: str = VERSION
     layers: list[LayerNumbers] = Field(description="In graph order")
+    left_out: dict[str, str] = LEFT_OUT
 
 
 class VersionAnswer(BaseModel):

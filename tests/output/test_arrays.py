@@ -159,7 +159,7 @@ def test_compress_is_for_npz_only(kind: str) -> None:
     )
 )
 def test_json_numbers_give_the_same_floats_again(values: np.ndarray) -> None:
-    body = json.loads(b"".join(encode_json({"a": values}, "m", "1", max_bytes=1 << 20)))
+    body = json.loads(b"".join(encode_json({"a": values}, {"model": "m", "version": "1"}, max_bytes=1 << 20)))
     (written,) = body["layers"]
     assert (body["model"], body["version"], written["name"]) == ("m", "1", "a")
     assert same(np.array(written["data"], written["dtype"]).reshape(written["shape"]), values)
@@ -167,10 +167,10 @@ def test_json_numbers_give_the_same_floats_again(values: np.ndarray) -> None:
 
 def test_json_refuses_what_it_has_no_word_for() -> None:
     with pytest.raises(NonFinite) as refusal:
-        encode_json({"a": np.array([1.0, np.nan, np.inf])}, "m", "1", max_bytes=1000)
+        encode_json({"a": np.array([1.0, np.nan, np.inf])}, {"model": "m", "version": "1"}, max_bytes=1000)
     assert refusal.value.extensions == {"layer": "a", "count": 2}
 
 
 def test_json_is_capped() -> None:
     with pytest.raises(AnswerTooLarge):
-        encode_json({"a": np.ones(1000)}, "m", "1", max_bytes=1000)
+        encode_json({"a": np.ones(1000)}, {"model": "m", "version": "1"}, max_bytes=1000)
