@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from service.engine.layers.geometry import Geometry
 from service.engine.layers.operators import KNOWN_DOMAINS, names
-from service.engine.layers.stages import ACTIVATIONS, MERGES, QUANTISING, Activity
+from service.engine.layers.stages import ACTIVATIONS, QUANTISING, Activity
 from service.engine.nodes import OF_SIZES, Network, Node
 
 CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "QLinearConv": 3, "ConvInteger": 1}
@@ -36,12 +36,10 @@ def find_features(network: Network, geometry: Mapping[str, Geometry], activity: 
 class _Region:
     """The tensors of one reduction behind its last change of resolution.
 
-    `cuts` are those through which everything flows on its way out, in graph order; `entry` is the node of
-    the change, None where the image itself has this reduction.
+    `cuts` are those through which everything flows on its way out, in graph order.
     """
 
     reduction: Fraction
-    entry: Node | None
     inner: Collection[str]
     cuts: Sequence[str]
 
@@ -83,7 +81,7 @@ class _Finder:
         starts = entry.makes[:1] if entry else [spec.name for spec in self._network.inputs]
         reached = self._reached(starts, reduction)
         inner = self._returning(reached, reduction)
-        return _Region(reduction, entry, inner, self._cuts(starts, inner, reduction))
+        return _Region(reduction, inner, self._cuts(starts, inner, reduction))
 
     def _enters(self, node: Node, reduction: Fraction) -> bool:
         """Whether a node makes a map of this reduction from one of another."""
@@ -208,12 +206,18 @@ class _Finder:
 
     def _before_merge(self, name: str, region: _Region) -> str:
         """Where nothing is convolved behind the merge of resolutions, what was merged at this one."""
-        entry = region.entry
-        if entry is None or entry.op not in MERGES or self._is_convolved_between(entry, name):
-            return name
-        own = [n for n in entry.data_inputs if self._at.get(n) == region.reduction and n in self._convolved]
-        unresized = [n for n in own if not self._is_resized(n, region.reduction)]
-        return self._passed(unresized[0]) if len(unresized) == 1 else name
+        found = name
+        for _ in range(LONGEST_WALK):
+            node = self._maker(found)
+            if node is None or node.op in CONVOLUTIONS:
+                break
+            operands = [n for n in node.data_inputs if self._at.get(n) == region.reduction]
+            own = [n for n in operands if n not in region.inner and n in self._convolved]
+            own = [n for n in own if not self._is_resized(n, region.reduction)]
+            if node.op in ("Add", "Sum") and len(own) == 1 and len(operands) > 1:
+                return self._passed(own[0])
+            found = node.inputs[0]
+        return name
 
     def _is_resized(self, name: str, reduction: Fraction) -> bool:
         """Whether a map comes from another resolution by some layers of its own."""
@@ -225,16 +229,6 @@ class _Finder:
                 return True
             name = node.inputs[0]
         return False
-
-    def _is_convolved_between(self, entry: Node, name: str) -> bool:
-        for _ in range(LONGEST_WALK):
-            node = self._maker(name)
-            if node is None or node is entry:
-                return False
-            if node.op in CONVOLUTIONS:
-                return True
-            name = node.inputs[0]
-        return True
 
     def _leaving(self, name: str, region: _Region) -> list[Node]:
         """The nodes that read the map and make none of this reduction."""
