@@ -22,6 +22,7 @@ GLOBAL_POOLS = names("GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax QLine
 LINEAR = names("Gemm MatMul Conv QLinearConv QLinearMatMul")
 # A module's parts do not matter where the values stay in place.
 PASSING = QUANTISING | names("Identity Dropout Cast Transpose")
+IN_PLACE = PASSING | ACTIVATIONS | NORMALIZATIONS | names("Add Sum")
 LONGEST_WALK = 64
 
 
@@ -209,7 +210,7 @@ class _Finder:
         found = name
         for _ in range(LONGEST_WALK):
             node = self._maker(found)
-            if node is None or node.op in CONVOLUTIONS:
+            if node is None or node.op not in IN_PLACE:
                 break
             operands = [n for n in node.data_inputs if self._at.get(n) == region.reduction]
             own = [n for n in operands if n not in region.inner and n in self._convolved]
