@@ -1,5 +1,6 @@
 """Every module of a network by its path, against what PyTorch's forward hooks see."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from service.values import Array
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.zoo
-NETWORKS = [
+ALL = [
     "resnet50",
     "mobilenetv2_100",
     "efficientnet_b0",
@@ -27,6 +28,8 @@ NETWORKS = [
     "levit_128s",
     "swin_tiny_patch4_window7_224",
 ]
+SAMPLE = ["resnet18", "mobilenetv3_small_100"]
+NETWORKS = SAMPLE if os.environ.get("ZOO_NETWORKS") == "sample" else ALL
 # The value exists, and the path does not tell which module returned it. Equal norms of levit's two heads are
 # one node; in swin the reshape at the end of each attention is merged with the one behind it.
 UNTOLD = {
