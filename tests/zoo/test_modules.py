@@ -18,7 +18,8 @@ from service.errors import LayerNotFound
 from service.values import Array
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.zoo
+# torch warns of its own deprecated functions while it exports.
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 ALL = [
     "resnet50",
     "mobilenetv2_100",
