@@ -112,7 +112,7 @@ def run(path: Path, table: LayerTable, image: Array) -> dict[str, Array]:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
+    options.use_per_session_threads = False  # As all sessions of this process.
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return dict(zip(names, session.run(names, {session.get_inputs()[0].name: image}), strict=True))
 
