@@ -30,7 +30,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 LONGEST_NAME = 100
 VERSION_NAME = re.compile(r"[0-9]{1,18}")
 MODEL_FILE = "model.onnx"
-# Name, time of the last change and size of every file that a version is made of.
+# Name, last change and size of every file that a version is made of.
 Stamp = tuple[tuple[str, int, int], ...]
 LEAVES = (
     "the model is a link out of the repository, as in a hub's cache: `cp -L` it, or serve the blob's folder"
@@ -235,9 +235,8 @@ class Catalog:
         for path in self._paths:
             for entry in _scan(path, load):
                 if entry.name in self._entries:
-                    both = f"{given[entry.name]} and {path}"
-                    raise ConfigurationError(f"two paths hold a model named {entry.name!r}: {both}")
-                log.info("%s is served as model %s", path, entry.name)
+                    both = f"{entry.name!r}: {given[entry.name]} and {path}"
+                    raise ConfigurationError(f"two paths hold a model named {both}")
                 self._entries[entry.name], given[entry.name] = entry, path
 
     @property
@@ -351,6 +350,7 @@ def _scan(path: Path, load: Load) -> Iterable[Entry]:
 def _single_file(path: Path, load: Load) -> Entry:
     """An .onnx file by itself: its stem gives the name, its version is 1; no model.toml is read."""
     nowhere, name = path.parent / f"{path.name}.d", _name_of(path)
+    log.log(logging.INFO if name != path.stem else logging.DEBUG, "%s is served as %s", path.name, name)
     return _checked(name, [Version(name, "1", path, nowhere, load)])
 
 

@@ -23,6 +23,7 @@ from service.engine.graph import read
 from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
+from service.engine.runtime_errors import is_of_memory
 from service.errors import ServiceError
 
 IDLE_S = 2.0
@@ -52,7 +53,7 @@ def _inspect(asked: Mapping[str, str], limits: ModelLimits, runtime: Runtime) ->
     try:
         model = load(asked["name"], asked["version"], file, folder, runtime, plans, reading)
     except ServiceError as error:
-        return {"reason": TOO_MUCH_MEMORY if _is_of_memory(error) else error.detail}
+        return {"reason": TOO_MUCH_MEMORY if is_of_memory(error) else error.detail}
     except MemoryError:
         return {"reason": TOO_MUCH_MEMORY}
     except RecursionError:
@@ -67,12 +68,6 @@ def _internal_error(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     return f"internal error in {place}, please report it: {type(error).__name__}: {str(error)[:200]}"
-
-
-def _is_of_memory(error: ServiceError) -> bool:
-    """Whether the runtime's own text says that it got no memory."""
-    text = str(error.__cause__ or "")
-    return isinstance(error.__cause__, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text
 
 
 def _take_standard_output() -> TextIO:

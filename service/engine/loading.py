@@ -11,6 +11,7 @@ from service.engine.loaded import LoadedModel
 from service.engine.model_files import ModelFiles, read_files
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
+from service.engine.runtime_errors import is_of_memory
 from service.errors import ModelFailed
 
 FIXED_BATCH = (
@@ -48,7 +49,7 @@ def load(
             model = LoadedModel(name, version, files, image, runtime, plans)
             model.warm()
         except ModelFailed as error:
-            if not error.at_run:
+            if not error.at_run or is_of_memory(error):
                 raise
             failure = failure or error
             continue

@@ -27,3 +27,13 @@ def sentence(text: str, folder: Path) -> str:
     text = SOURCE_LINE.sub("", ERROR_CODE.sub("", text)).replace(str(folder.resolve()), "").strip()
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= LONGEST_SENTENCE else f"{text[:LONGEST_SENTENCE]}..."
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it arose from, says that the runtime got no memory."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text:
+            return True
+        error = error.__cause__
+    return False

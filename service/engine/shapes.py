@@ -38,13 +38,14 @@ def describe(graph: Graph, runtime: Runtime, shapes: Shapes) -> Network:
     """A graph at some shapes, complete but for what depends on the inputs' values.
 
     Raises:
-        ModelFailed: the runtime refuses the graph at these shapes, or it does not run; `at_run` is set.
+        ModelFailed: the runtime refuses the graph; with `at_run` other shapes may do.
     """
     try:
         network = _inferred(graph, runtime, graph.network(shapes))
         network = _measured(graph, runtime, network, shapes)
     except ModelFailed as error:
-        raise ModelFailed(error.detail, at_run=True) from error
+        by_shape = error.at_run or "ShapeInferenceError" in error.detail
+        raise ModelFailed(error.detail, at_run=by_shape) from error
     return replace(network, folded=_folded(graph, runtime, network))
 
 

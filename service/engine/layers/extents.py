@@ -106,6 +106,8 @@ class Extent:
 
     def clipped(self, before: "Extent", cells_before: int, cells: int | None) -> "Extent":
         """With what is visible after an operator that read so many cells and made `cells`."""
+        if self is before:
+            return self
         if self.jump is None or before.jump is None or before.visible is None or not cells:
             return replace(self, visible=before.visible)
         low, high = before.visible
