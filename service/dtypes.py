@@ -17,6 +17,6 @@ WIDENED = {
     **{f"float8_{kind}": "float32" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")},
     **{f"{sign}int{bits}": f"{sign}int8" for sign in ("", "u") for bits in (2, 4)},
 }
-# The runtime gives these to nobody; bfloat16 comes through values of its own.
+# The runtime cannot convert these to numpy arrays; bfloat16 comes through its own values.
 NOT_HANDED_OUT = WIDENED.keys() - {"bfloat16"}
 DATATYPE_OF = {dtype: datatype for datatype, dtype in DATATYPES.items()}

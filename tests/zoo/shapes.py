@@ -255,7 +255,7 @@ class Prototypes(nn.Module):
 
 
 class MaskDetector(Detector):
-    """A detector with mask coefficients beside each box, and prototypes as a second output."""
+    """A detector with mask coefficients for each box, and prototypes as a second output."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__(SplitBlock, DecoupledHead, width)

@@ -32,7 +32,7 @@ SAMPLE = [
     *(("unet_resize", v) for v in ("free-hw", "dynamo-hw")),
     *(("pyramid", v) for v in ("free-hw", "dynamo-hw")),
 ]
-# With a free height and width, tried beside the size that a network was exported with.
+# With a free height and width, tried in addition to the size that a network was exported with.
 OTHER_SIZES = ((96, 128), (224, 224))
 PLAN_BYTES = 4 << 30
 

@@ -86,7 +86,7 @@ def _outside(layer: Layer, axis: int, side: int, seen: list[list[int] | None], w
 
 
 def _expected(layer: Layer, axis: int, block: tuple[int, int]) -> tuple[int, int]:
-    """The first and last cell whose field holds a pixel of a block, as if the map went on for ever."""
+    """The first and last cell whose field holds a pixel of a block, on a map without borders."""
     start, size = (Fraction(pair[axis]) for pair in (layer.receptive_field.start, layer.receptive_field.size))
     reduction = layer.reduction[axis]
     return ceil((block[0] - start - size + 1) / reduction), floor((block[1] - start) / reduction)

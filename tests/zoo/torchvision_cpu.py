@@ -1,4 +1,4 @@
-"""Import torchvision beside a CPU build of torch.
+"""Import torchvision together with a CPU build of torch.
 
 The wheels that package indexes carry hold operators for CUDA builds only, and importing them fails at the
 first schema that is missing ("operator torchvision::nms does not exist"). No network of the zoo runs these.

@@ -120,7 +120,7 @@ class Extent:
         return self.start, self.start + (cells - 1) * (self.jump or 0) + self.size
 
     def checked(self, cells: int) -> "Extent":
-        """As it is told: a field that holds a border which no cell sees is not exact."""
+        """Return the extent to report: a field with a border that no cell sees is not exact."""
         if self.status != "exact" or self.visible is None or self.span is None:
             return self.in_order()
         first, last = self.union(cells)

@@ -210,11 +210,11 @@ class _Traced:
         return f"{self._inside.word}{number}"
 
     def _activation_number(self, chain: Chain, i: int) -> str | None:
-        """The number of the `act0` or `relu0` beside the convolution that alone reads its output."""
+        """The number of the `act0` or `relu0` in the convolution's module that alone reads its output."""
         numbers = set()
         for follower in self._followers(i):
-            beside = len(follower) >= len(chain) and follower[: len(chain) - 1] == chain[:-1]
-            found = _ACTIVATION.fullmatch(local_name(follower[: len(chain)])) if beside else None
+            is_sibling = len(follower) >= len(chain) and follower[: len(chain) - 1] == chain[:-1]
+            found = _ACTIVATION.fullmatch(local_name(follower[: len(chain)])) if is_sibling else None
             numbers.add(found[1] if found else None)
         return numbers.pop() if len(numbers) == 1 else None
 
@@ -223,10 +223,10 @@ class _Traced:
 
         That is so where its first one reads an activation of the block, or where one was not merged.
         """
-        beside = [j for j in self._inside.members[chain[:-1]] if self._is_alike(j, kind)] or [i]
-        if any(j not in self._merged for j in beside):
+        alike = [j for j in self._inside.members[chain[:-1]] if self._is_alike(j, kind)] or [i]
+        if any(j not in self._merged for j in alike):
             return True
-        maker = self._makers.get(self._nodes[beside[0]].inputs[0])
+        maker = self._makers.get(self._nodes[alike[0]].inputs[0])
         start = None if maker is None else self._scopes.starts[maker]
         inside = start is not None and len(chain) > 1 and start[: len(chain) - 1] == chain[:-1]
         return inside and maker is not None and self._nodes[maker].op in ACTIVATIONS

@@ -102,7 +102,7 @@ def _are_minor(axis: Axis, axes: Axes) -> bool:
 
 
 def settled(axes: Axes, role: str) -> Axes:
-    """Rows or columns that are left in steps of several cells counted anew; what lay within is channels."""
+    """Count rows or columns in steps of several cells as one cell each; parts within a step become channels."""
     place = place_of(axes, role)
     if place is None or axes[place][0].step == 1:
         return axes
