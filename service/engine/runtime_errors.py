@@ -12,8 +12,9 @@ SUMMARIES = (
 )
 # `[ONNXRuntimeError] : 1 : FAIL : ` and, in some messages, the line of the source with its function.
 ERROR_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-SOURCE_LINE = re.compile(r"\S*/\S+\.(?:cc|h|cpp|cu):\d+ .{0,1000}?\)(?: const)? ")
-LONGEST_SENTENCE = 1000
+# It begins at a word only: names of nodes are the file's, and a search from each of their slashes is cubic.
+SOURCE_LINE = re.compile(r"(?<!\S)/[^\s:]+\.(?:cc|h|cpp|cu):\d+ .{0,1000}?\)(?: const)? ")
+LONGEST_READ, LONGEST_SENTENCE = 8000, 1000
 
 
 def refusal(text: str, folder: Path) -> str:
@@ -24,7 +25,8 @@ def refusal(text: str, folder: Path) -> str:
 
 def sentence(text: str, folder: Path) -> str:
     """The runtime's message without its code, its source line and the path of the model's folder."""
-    text = SOURCE_LINE.sub("", ERROR_CODE.sub("", text)).replace(str(folder.resolve()), "").strip()
+    text = SOURCE_LINE.sub("", ERROR_CODE.sub("", text[:LONGEST_READ]))
+    text = text.replace(str(folder.resolve()), "").strip()
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= LONGEST_SENTENCE else f"{text[:LONGEST_SENTENCE]}..."
 

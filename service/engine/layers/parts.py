@@ -102,7 +102,7 @@ def _are_minor(axis: Axis, axes: Axes) -> bool:
 
 
 def settled(axes: Axes, role: str) -> Axes:
-    """Count rows or columns in steps of several cells as one cell each; parts within a step become channels."""
+    """Count a step of several rows or columns as one cell; parts within a step become channels."""
     place = place_of(axes, role)
     if place is None or axes[place][0].step == 1:
         return axes
