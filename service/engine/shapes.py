@@ -28,7 +28,10 @@ PARAMETERS = {
     "ConstantOfShape": 0,
     "Range": 0,
 }
-RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
+NOT_FOLDED = (
+    *("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"),
+    *("If", "Loop", "Scan"),
+)
 # Maps of so many tensors are held at one time where shapes are measured.
 MEASURED_AT_ONCE = 32
 POOLS = ("MaxPool", "AveragePool", "LpPool")
@@ -118,7 +121,7 @@ def _computable(network: Network, known: Container[str]) -> set[str]:
     """What small constants and shapes give by deterministic nodes, and is small itself."""
     found: set[str] = set()
     for node in network.nodes:
-        if node.op in RANDOM or node.captured or not node.inputs:
+        if node.op in NOT_FOLDED or node.domain or not node.inputs:
             continue
         if all(name in known or name in found for name in node.reads):
             found.update(n for n in node.makes if n not in known and network.is_small(n))
