@@ -75,6 +75,13 @@ def test_a_map_that_is_kept_serves_layers_behind_a_resize(tmp_path: Path) -> Non
     assert np.array_equal(values["last"], expected)
 
 
+def test_lists_of_sizes_are_computed_where_they_are_read(tmp_path: Path) -> None:
+    found = opened(tmp_path, resizing())
+    plan = found.plan([found.layers().by_name["last"]])
+    assert len(plan.steps) > 1
+    assert "sizes" not in {name for step in plan.steps for name in step.reads}
+
+
 def merging(multiple: int) -> onnx.ModelProto:
     """A U-Net that runs only where both sides are multiples of a number."""
     target = constant("scales", np.array([1, 1, multiple, multiple], np.float32))
