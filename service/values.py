@@ -1,10 +1,9 @@
-"""What a request's data are called on their way: Job, Picture, Prepared, FeatureMap, Payload."""
+"""What a request's data are called on their way: Picture, Prepared, FeatureMap, Payload."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -285,72 +284,6 @@ class StoredImage:
     width: int
     height: int
     expires_at: float
-
-
-@dataclass(frozen=True)
-class Output:
-    """One output that a v2 request asks for by its exact name.
-
-    `classes` is how many of the highest values are wanted, as text, instead of all.
-    """
-
-    name: str
-    reduction: Reduction
-    binary: bool
-    classes: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Inference:
-    """What a v2 request sends and asks: `body` is all of it, its JSON part `head_bytes` long.
-
-    `tensors` are by the input's name, texts and encoded images as objects of `bytes`; None is the raw
-    request, whose body is the one input. Without `outputs` all declared ones are wanted, as `default` is.
-    """
-
-    body: bytes
-    head_bytes: int
-    id: str | None
-    tensors: Mapping[str, Array] | None
-    outputs: tuple[Output, ...] | None
-    default: Output
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, Output]:
-        return {output.name: output for output in self.outputs or ()}
-
-    def output_of(self, layer: str) -> Output:
-        """What is asked of a layer."""
-        return self._by_name.get(layer) or replace(self.default, name=layer)
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What one request asks: images (encoded), a ready tensor (`.npy`) or an inference, and what of them.
-
-    `format` None leaves the choice to `accept`; `coding` is the content coding of the answer.
-    `image_id` names a kept image of `owner`, whose maps are worth keeping too.
-    """
-
-    model: str
-    version: str | None
-    images: tuple[bytes, ...]
-    tensor: bytes | None
-    layers: tuple[str, ...]
-    reduction: Reduction = Reduction()
-    format: str | None = None
-    accept: str | None = None
-    compress: Compress = "none"
-    coding: Coding | None = None
-    size: tuple[int, int] | None = None
-    image_id: str | None = None
-    owner: str = ""
-    timeout_s: float = 60.0
-    inference: Inference | None = None
-
-    def reduction_of(self, layer: str) -> Reduction:
-        """What is done to a layer's map: an inference may ask for each output apart."""
-        return self.inference.output_of(layer).reduction if self.inference else self.reduction
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import pytest
 from service.app import make_pipeline
 from service.engine.runner import Session
 from service.errors import ModelFailed, ShapeMismatch
+from service.pipeline.answers import ArraysAnswer
+from service.pipeline.prepare import ImagesRequest, TensorRequest
+from service.pipeline.request import Request
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Array, Job, Payload
+from service.values import Array, Payload
 from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import encoded, npy, photograph, put, reshaping_cnn, small_cnn
 from tests.oracles import UncutGraph
@@ -51,14 +54,18 @@ def tensors(count: int, *shape: int) -> list[Array]:
     return [rng.random((1, *shape), np.float32) for _ in range(count)]
 
 
-def jobs(model: str, layers: list[str], images: list[Array]) -> list[Job]:
+def jobs(model: str, layers: list[str], images: list[Array]) -> list[TensorRequest]:
     pairs = zip(layers, images, strict=True)
-    return [Job(model, None, (), npy(image), (layer,), format="npy") for layer, image in pairs]
+    answer = ArraysAnswer("npy")
+    return [
+        TensorRequest(model=model, tensor=npy(image), layers=(layer,), answer=answer)
+        for layer, image in pairs
+    ]
 
 
-def answered(pipeline: Pipeline, asked: list[Job]) -> list[Payload | BaseException]:
+def answered(pipeline: Pipeline, asked: Sequence[Request]) -> list[Payload | BaseException]:
     async def ask() -> list[Payload | BaseException]:
-        return await asyncio.gather(*(pipeline.extract(job) for job in asked), return_exceptions=True)
+        return await asyncio.gather(*(pipeline.answer(job) for job in asked), return_exceptions=True)
 
     return asyncio.run(ask())
 
@@ -128,7 +135,7 @@ def test_one_caller_leaving_in_the_middle_of_a_batch_harms_nobody(pipeline: Pipe
 
     async def ask() -> list[Payload]:
         await pipeline.models.load_all()
-        callers = [asyncio.create_task(pipeline.extract(job)) for job in asked]
+        callers = [asyncio.create_task(pipeline.answer(job)) for job in asked]
         await asyncio.sleep(0.002)
         callers[0].cancel()
         return await asyncio.gather(*callers[1:])
@@ -139,7 +146,10 @@ def test_one_caller_leaving_in_the_middle_of_a_batch_harms_nobody(pipeline: Pipe
 
 def test_jpegs_of_many_callers_answer_as_they_do_alone(pipeline: Pipeline) -> None:
     pictures = [encoded(photograph(40, 50, seed=i), "JPEG", quality=90) for i in range(6)]
-    asked = [Job("small", None, (picture,), None, ("block1.relu",), format="npy") for picture in pictures]
+    asked = [
+        ImagesRequest(model="small", images=(picture,), layers=("block1.relu",), answer=ArraysAnswer("npy"))
+        for picture in pictures
+    ]
     together = answered(pipeline, asked)
     alone = [answered(pipeline, [replace(job)])[0] for job in asked]
     for one, other in zip(together, alone, strict=True):
@@ -155,13 +165,15 @@ def test_who_leaves_before_a_batch_has_begun_leaves_nothing_behind(pipeline: Pip
         await pipeline.models.load_all()
         pipeline._batches._places = 0
         asked = jobs("small", ["block2.add"] * 6, tensors(6, 3, 32, 32))
-        callers = [asyncio.create_task(pipeline.extract(job)) for job in asked]
+        callers = [asyncio.create_task(pipeline.answer(job)) for job in asked]
         while sum(map(len, pipeline._batches._waiting.values())) < 6:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.001)
         for caller in callers[:-1]:
             caller.cancel()
         await asyncio.wait(callers[:-1])
-        bodies.extend(one.ready.job.tensor for some in pipeline._batches._waiting.values() for one in some)
+        bodies.extend(
+            one.ready.request.tensor for some in pipeline._batches._waiting.values() for one in some
+        )
         assert bodies == [asked[-1].tensor]
         callers[-1].cancel()
         await asyncio.wait(callers)
@@ -189,9 +201,9 @@ def test_no_model_waits_for_ever_behind_another_whose_requests_go_on(pipeline: P
     (one,) = jobs("reshaping", ["vector"], tensors(1, 3, 8, 8))
     is_over = asyncio.Event()
 
-    async def again(job: Job) -> None:
+    async def again(job: Request) -> None:
         while not is_over.is_set():
-            await pipeline.extract(job)
+            await pipeline.answer(job)
 
     async def ask() -> None:
         await pipeline.models.load_all()
@@ -199,7 +211,7 @@ def test_no_model_waits_for_ever_behind_another_whose_requests_go_on(pipeline: P
         await asyncio.sleep(0.05)
         try:
             async with asyncio.timeout(20):
-                await pipeline.extract(one)
+                await pipeline.answer(one)
         finally:
             is_over.set()
             await asyncio.wait(busy)
@@ -218,7 +230,7 @@ def test_who_leaves_does_not_put_those_beside_it_behind_another_model(pipeline: 
         pipeline._batches._places = 0
         callers = []
         for number, job in enumerate(asked):
-            callers.append(asyncio.create_task(pipeline.extract(job)))
+            callers.append(asyncio.create_task(pipeline.answer(job)))
             while sum(map(len, waiting.values())) <= number:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
         order = list(waiting)

@@ -15,19 +15,21 @@ from onnx import ModelProto, helper
 from service import app
 from service.engine.runner import Runtime, Session
 from service.errors import ServiceError
+from service.pipeline.answers import ArraysAnswer
+from service.pipeline.prepare import ImagesRequest, KeptImageRequest
+from service.pipeline.views import PictureAnswer
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import (
     Array,
     Channels,
     Drawing,
-    Inference,
-    Job,
-    Output,
     Payload,
     Reduction,
     Region,
 )
+from service.web.v2.outputs import OutputsAnswer
+from service.web.v2.request import InferenceRequest, Output
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.builders import model as make
 
@@ -67,27 +69,51 @@ def pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
 
 
 def features(layer: str, reduction: Reduction, images: int = 1) -> Ask:
-    job = Job("small", None, (IMAGE,) * images, None, (layer,), reduction, format="npz")
-    return lambda pipeline: pipeline.extract(job)
+    asked = ImagesRequest(
+        model="small", images=(IMAGE,) * images, layers=(layer,), reduction=reduction, answer=ArraysAnswer()
+    )
+    return lambda pipeline: pipeline.answer(asked)
 
 
 def kept_image(layer: str, reduction: Reduction) -> Ask:
     async def ask(pipeline: Pipeline) -> Payload:
         image, _ = await pipeline.images.create("", IMAGE)
-        return await pipeline.extract(Job("small", None, (), None, (layer,), reduction, image_id=image.id))
+        asked = KeptImageRequest(
+            model="small",
+            image_id=image.id,
+            owner="",
+            layers=(layer,),
+            reduction=reduction,
+            answer=ArraysAnswer(),
+        )
+        return await pipeline.answer(asked)
 
     return ask
 
 
 def inference(model: str, layer: str, reduction: Reduction, **tensors: Array) -> Ask:
-    asked = (Output(layer, reduction, binary=True),)
-    sent = Inference(b"", 0, None, tensors, asked, Output("", Reduction(), binary=True))
-    return lambda pipeline: pipeline.infer(Job(model, None, (), None, (), inference=sent))
+    asked = InferenceRequest(
+        model=model,
+        answer=OutputsAnswer(),
+        body=b"",
+        head_bytes=0,
+        id=None,
+        tensors=tensors,
+        outputs=(Output(layer, reduction, binary=True),),
+        default=Output("", Reduction(), binary=True),
+    )
+    return lambda pipeline: pipeline.answer(asked)
 
 
 def picture(layer: str, reduction: Reduction) -> Ask:
-    job = Job("small", None, (IMAGE,), None, (layer,), reduction)
-    return lambda pipeline: pipeline.render(job, Drawing(style="grid"))
+    asked = ImagesRequest(
+        model="small",
+        images=(IMAGE,),
+        layers=(layer,),
+        reduction=reduction,
+        answer=PictureAnswer(Drawing(style="grid")),
+    )
+    return lambda pipeline: pipeline.answer(asked)
 
 
 def noise(*shape: int) -> Array:
@@ -159,7 +185,7 @@ def test_a_model_is_compiled_beside_the_thread_that_runs(
     assert "device_0" not in threads
 
 
-def random_job(rng: random.Random, layers: Sequence[str]) -> Job:
+def random_job(rng: random.Random, layers: Sequence[str]) -> ImagesRequest:
     """Some of which are refused, which has to be the same too."""
     channels = rng.choice([None, None, Channels((1, 0)), Channels((3,)), Channels(top=2)])
     region = rng.choice([None, None, None, Region(0, 0, 32, 24)])
@@ -172,7 +198,9 @@ def random_job(rng: random.Random, layers: Sequence[str]) -> Job:
     images = tuple(rng.choice(PHOTOGRAPHS) for _ in range(rng.choice([1, 1, 1, 2, 3, 5])))
     chosen = tuple(rng.sample(layers, rng.choice([1, 1, 2, 3])))
     reduction = Reduction(channels, region, pool, None, dtype)
-    return Job(name, None, images, None, chosen, reduction, format="npz", size=size)
+    return ImagesRequest(
+        model=name, images=images, layers=chosen, reduction=reduction, answer=ArraysAnswer(), size=size
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -183,9 +211,9 @@ def test_many_different_requests_at_one_time_get_with_a_device_what_they_get_wit
     layers = [layer.name for layer in pipelines[0].catalog.get("small", None).layers().layers]
     jobs = [random_job(rng, layers) for _ in range(60)]
 
-    async def answer(pipeline: Pipeline, job: Job) -> bytes | str:
+    async def answer(pipeline: Pipeline, job: ImagesRequest) -> bytes | str:
         try:
-            return b"".join((await pipeline.extract(job)).chunks)
+            return b"".join((await pipeline.answer(job)).chunks)
         except ServiceError as error:
             return str(error)
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,19 @@ from service.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from service.intake.decode import decode
 from service.pipeline import prepare as prepare_module
 from service.pipeline.admission import Admission
-from service.pipeline.identical import LONGEST_COMPARED_BYTES, identical
+from service.pipeline.answers import ArraysAnswer, JsonAnswer
 from service.pipeline.pools import Pools
-from service.pipeline.shared import Flights, Shared
-from service.pipeline.stopwatch import Stopwatch
+from service.pipeline.prepare import ImagesRequest, KeptImageRequest, TensorRequest
+from service.pipeline.request import LONGEST_COMPARED_BYTES, Request
+from service.pipeline.shared import Shared, SingleFlight
+from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Job, Picture
+from service.values import Drawing, Identity, Picture, Reduction
 from tests.builders import encoded, model, photograph, put, small_cnn, weight
 
-JOB = Job(model="small", version=None, images=(b"x",), tensor=None, layers=("stem/relu",))
+ASKED = ImagesRequest(model="small", images=(b"x",), answer=ArraysAnswer(), layers=("stem/relu",))
+MODEL = Identity("small", "1", "0" * 64, "1" * 64)
 
 
 @pytest.fixture
@@ -46,29 +49,29 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
 
 
 @pytest.fixture
-def job() -> Job:
-    return replace(JOB, images=(encoded(photograph(64, 64), "PNG"),))
+def asked() -> ImagesRequest:
+    return replace(ASKED, images=(encoded(photograph(64, 64), "PNG"),))
 
 
 def test_a_full_service_refuses_and_takes_again_what_has_left() -> None:
     admission = Admission(1, 100)
-    with admission.visit() as first, admission.visit() as second:
-        first.enter()
+    with admission.permit() as first, admission.permit() as second:
+        first.acquire()
         with pytest.raises(Overloaded):
-            second.enter()
-        first.exit()
-        second.enter()
+            second.acquire()
+        first.release()
+        second.acquire()
     assert (admission.requests, admission.held_bytes) == (0, 0)
 
 
 def test_bytes_are_refused_beyond_the_budget_and_given_back_at_the_end() -> None:
     admission = Admission(10, 100)
-    with admission.visit() as first:
-        first.take(80)
-        with admission.visit() as second:
+    with admission.permit() as first:
+        first.reserve(80)
+        with admission.permit() as second:
             with pytest.raises(Overloaded, match="80 that others hold"):
-                second.take(21)
-            second.take(20)
+                second.reserve(21)
+            second.reserve(20)
             with pytest.raises(Overloaded):
                 admission.check()
         assert admission.held_bytes == 80
@@ -76,55 +79,55 @@ def test_bytes_are_refused_beyond_the_budget_and_given_back_at_the_end() -> None
 
 
 def test_one_that_is_alone_may_need_more_than_the_budget() -> None:
-    """The door's visit holds the body and has the place, the pipeline's holds what the work needs."""
+    """The request holds its body and has the slot, its computation holds what it needs."""
     admission = Admission(10, 100)
-    with admission.visit() as request, admission.visit() as work:
-        request.take(60)
-        request.take(60)
-        request.enter()
-        work.take(500)
+    with admission.permit() as request, request.for_computation() as work:
+        request.reserve(60)
+        request.reserve(60)
+        request.acquire()
+        work.reserve(500)
     assert (admission.requests, admission.held_bytes) == (0, 0)
 
 
 def test_two_that_are_worked_on_are_not_alone() -> None:
     admission = Admission(10, 100)
-    with admission.visit() as first, admission.visit() as second, admission.visit() as work:
-        first.enter()
-        second.enter()
+    with admission.permit() as first, admission.permit() as second, first.for_computation() as work:
+        first.acquire()
+        second.acquire()
         with pytest.raises(Overloaded):
-            work.take(101)
+            work.reserve(101)
 
 
 def test_bodies_that_arrive_while_one_is_worked_on_stay_within_the_budget() -> None:
     admission = Admission(10, 100)
-    with admission.visit() as inside, admission.visit() as arriving, admission.visit() as another:
-        inside.take(10)
-        inside.enter()
-        arriving.take(80)
+    with admission.permit() as inside, admission.permit() as arriving, admission.permit() as another:
+        inside.reserve(10)
+        inside.acquire()
+        arriving.reserve(80)
         with pytest.raises(Overloaded, match="90 that others hold"):
-            another.take(11)
-        another.take(10)
+            another.reserve(11)
+        another.reserve(10)
         with pytest.raises(Overloaded):
-            arriving.take(1)
+            arriving.reserve(1)
 
 
 def test_an_answer_that_is_still_sent_counts_for_others() -> None:
     admission = Admission(10, 100)
-    with admission.visit() as sending, admission.visit() as next_one:
-        sending.enter()
-        sending.exit()
+    with admission.permit() as sending, admission.permit() as next_one:
+        sending.acquire()
+        sending.release()
         sending.add(90)
-        next_one.enter()
+        next_one.acquire()
         with pytest.raises(Overloaded):
-            next_one.take(20)
+            next_one.reserve(20)
 
 
 def test_a_thread_that_comes_too_late_holds_nothing() -> None:
     admission = Admission(10, 100)
-    with admission.visit() as visit:
-        visit.take(10)
+    with admission.permit() as permit:
+        permit.reserve(10)
     with pytest.raises(Overloaded):
-        visit.take(10)
+        permit.reserve(10)
     assert admission.held_bytes == 0
 
 
@@ -132,15 +135,15 @@ def test_a_thread_that_works_on_after_its_deadline_keeps_a_place(pipeline: Pipel
     may_end = threading.Event()
 
     async def overrun() -> None:
-        with pipeline.admission.visit() as visit, pytest.raises(DeadlineExceeded):
-            async with pipeline.bounded(visit, 0.05):
-                await pipeline._pools.run("run", Stopwatch(), may_end.wait, 10)
+        with pipeline.admission.permit() as permit, pytest.raises(DeadlineExceeded):
+            async with pipeline.bounded(permit, 0.05):
+                await pipeline.in_thread(may_end.wait, 10)
         with pytest.raises(Overloaded):
-            pipeline.admission.enter()
+            pipeline.admission.permit().acquire()
         may_end.set()
         while pipeline.admission.requests:  # noqa: ASYNC110 - the thread that ends tells nobody else
             await asyncio.sleep(0.001)
-        pipeline.admission.enter()
+        pipeline.admission.permit().acquire()
 
     asyncio.run(asyncio.wait_for(overrun(), 20))
 
@@ -149,11 +152,11 @@ def test_what_waits_for_a_thread_after_its_deadline_is_never_begun(pipeline: Pip
     may_end, begun = threading.Event(), threading.Event()
 
     async def overrun() -> None:
-        first = asyncio.create_task(pipeline._pools.run("run", Stopwatch(), may_end.wait, 10))
+        first = asyncio.create_task(pipeline.in_thread(may_end.wait, 10))
         await asyncio.sleep(0)
-        with pipeline.admission.visit() as visit, pytest.raises(DeadlineExceeded):
-            async with pipeline.bounded(visit, 0.05):
-                await pipeline._pools.run("run", Stopwatch(), begun.set)
+        with pipeline.admission.permit() as permit, pytest.raises(DeadlineExceeded):
+            async with pipeline.bounded(permit, 0.05):
+                await pipeline.in_thread(begun.set)
         may_end.set()
         await first
 
@@ -161,11 +164,11 @@ def test_what_waits_for_a_thread_after_its_deadline_is_never_begun(pipeline: Pip
     assert not begun.is_set()
 
 
-def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, job: Job) -> None:
+def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, asked: ImagesRequest) -> None:
     async def ask() -> list[bytes]:
         await pipeline.models.load_all()
         pipeline.admission.max_requests = 8
-        payloads = await asyncio.gather(*(pipeline.extract(job) for _ in range(8)))
+        payloads = await asyncio.gather(*(pipeline.answer(asked) for _ in range(8)))
         return [b"".join(payload.chunks) for payload in payloads]
 
     answers = asyncio.run(ask())
@@ -174,11 +177,11 @@ def test_the_same_question_asked_at_the_same_time_runs_once(pipeline: Pipeline, 
     assert (pipeline.admission.requests, pipeline.admission.held_bytes) == (0, 0)
 
 
-def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, job: Job) -> None:
+def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, asked: ImagesRequest) -> None:
     async def ask() -> int:
         await pipeline.models.load_all()
         pipeline.admission.max_requests = 8
-        first, second = (asyncio.create_task(pipeline.extract(job)) for _ in range(2))
+        first, second = (asyncio.create_task(pipeline.answer(asked)) for _ in range(2))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         first.cancel()
@@ -188,28 +191,71 @@ def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, job
     assert pipeline.runs == 1
 
 
-def test_only_equal_jobs_are_identical() -> None:
-    job = replace(JOB, images=(b"a" * 1000,))
-    assert identical(job) == identical(replace(job, timeout_s=1.0))
-    for other in (
-        replace(job, images=(b"a" * 999 + b"b",)),
-        replace(job, images=(b"b" + b"a" * 999,)),
-        replace(job, images=(), tensor=b"a" * 1000),
-        replace(job, layers=("stem",)),
-        replace(job, owner="somebody"),
-        replace(job, size=(32, 32)),
-        replace(job, coding="zstd"),
+def test_only_requests_with_equal_answers_have_equal_keys() -> None:
+    fields = {"model": "small", "answer": ArraysAnswer(), "layers": ("stem",), "size": (32, 32)}
+    asked = ImagesRequest(images=(b"a" * 1000,), **fields)
+    key = asked.key(MODEL)
+    assert key == replace(asked, timeout_s=1.0).key(MODEL)
+    others: list[Request] = [
+        replace(asked, images=(b"a" * 999 + b"b",)),
+        replace(asked, images=(b"b" + b"a" * 999,)),
+        TensorRequest(tensor=b"a" * 1000, **fields),
+        replace(asked, layers=("stem/relu",)),
+        replace(asked, size=None),
+        replace(asked, coding="zstd"),
+        replace(asked, reduction=Reduction(pool="avg")),
+        *(replace(asked, answer=answer) for answer in OTHER_ANSWERS),
+    ]
+    assert len({key, *(other.key(MODEL) for other in others)}) == 1 + len(others)
+    assert key != asked.key(replace(MODEL, digest="2" * 64))
+
+
+OTHER_ANSWERS = (
+    ArraysAnswer("npy"),
+    ArraysAnswer(compress="deflate"),
+    JsonAnswer(),
+    StatisticsAnswer(),
+    PictureAnswer(Drawing()),
+    PictureAnswer(Drawing(clip=1)),
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WithBlur(KeptImageRequest):
+    """As a request would be with a field that nobody has thought about yet."""
+
+    blur: int = 0
+
+
+def test_a_new_field_separates_requests_kept_maps_and_entity_tags() -> None:
+    fields = {"model": "small", "answer": ArraysAnswer(), "image_id": "a" * 64, "owner": ""}
+    first, second = WithBlur(blur=1, **fields), WithBlur(blur=2, **fields)
+    assert first.key(MODEL) != second.key(MODEL)
+    assert first.maps_key(MODEL) != second.maps_key(MODEL)
+    assert first.text_key() != second.text_key()
+
+
+def test_maps_are_kept_whatever_is_done_to_them() -> None:
+    kept = KeptImageRequest(model="small", answer=ArraysAnswer(), image_id="a" * 64, owner="")
+    key = kept.maps_key(MODEL)
+    for same in (
+        replace(kept, layers=("x",)),
+        replace(kept, answer=JsonAnswer()),
+        replace(kept, reduction=Reduction(pool="avg")),
     ):
-        assert identical(job) != identical(other)
+        assert key == same.maps_key(MODEL)
+        assert kept.key(MODEL) != same.key(MODEL)
+    for other in (replace(kept, owner="x"), replace(kept, image_id="b" * 64), replace(kept, size=(8, 8))):
+        assert key != other.maps_key(MODEL)
 
 
 def test_long_bodies_are_not_compared() -> None:
-    long = bytes(LONGEST_COMPARED_BYTES + 1)
-    assert identical(replace(JOB, images=(long,))) != identical(replace(JOB, images=(long,)))
+    first, second = (replace(ASKED, images=(bytes(LONGEST_COMPARED_BYTES + 1),)) for _ in range(2))
+    assert first.key(MODEL) != second.key(MODEL)
 
 
 def test_work_that_somebody_waits_for_is_not_begun_again() -> None:
-    flights, made = Flights(), []
+    flights, made = SingleFlight(), []
 
     async def make() -> str:
         made.append(1)
@@ -225,7 +271,7 @@ def test_work_that_somebody_waits_for_is_not_begun_again() -> None:
 
 def test_one_caller_leaving_harms_nobody() -> None:
     async def ask() -> str:
-        flights, may_end = Flights(), asyncio.Event()
+        flights, may_end = SingleFlight(), asyncio.Event()
 
         async def make() -> str:
             await may_end.wait()
@@ -244,7 +290,7 @@ def test_work_is_ended_when_the_last_caller_has_left_and_begun_anew_for_the_next
     ended = []
 
     async def ask() -> str:
-        flights = Flights()
+        flights = SingleFlight()
 
         async def endless() -> str:
             try:
@@ -268,7 +314,7 @@ def test_work_is_ended_when_the_last_caller_has_left_and_begun_anew_for_the_next
 
 
 def test_a_failure_reaches_all_who_wait_and_is_tried_again() -> None:
-    flights, fails = Flights(), [True]
+    flights, fails = SingleFlight(), [True]
 
     async def make() -> str:
         if fails.pop() if fails else False:
@@ -292,9 +338,9 @@ def test_of_a_refused_request_nothing_waits_for_the_garbage_collector(shared: bo
     def refuse(body: Body) -> None:
         raise MalformedRequest("no image")
 
-    async def ask(pools: Pools, flights: Flights) -> "weakref.ref[Body]":
+    async def ask(pools: Pools, flights: SingleFlight) -> "weakref.ref[Body]":
         body = Body()
-        work = functools.partial(pools.run, "read", Stopwatch(), refuse, body)
+        work = functools.partial(pools.run, "read", functools.partial(refuse, body))
         with pytest.raises(MalformedRequest):
             await (flights.join("key", work) if shared else work())
         return weakref.ref(body)
@@ -302,7 +348,7 @@ def test_of_a_refused_request_nothing_waits_for_the_garbage_collector(shared: bo
     pools = Pools(1, Admission(1, 1), lambda: None)
     gc.disable()
     try:
-        found = asyncio.run(ask(pools, Flights()))
+        found = asyncio.run(ask(pools, SingleFlight()))
         pools.close()  # Its thread has let go by then.
         assert found() is None
     finally:
@@ -341,8 +387,10 @@ def test_a_tensor_may_be_named_as_anything_that_is_kept_beside_it(tmp_path: Path
         kept, _ = await pipeline.images.create("", encoded(photograph(40, 40), "PNG"))
         found = []
         for layer in ("source", "pool", "source", "c"):
-            asked = replace(JOB, model="named", images=(), image_id=kept.id, layers=(layer,), format="npy")
-            answer = await pipeline.extract(asked)
+            asked = KeptImageRequest(
+                model="named", image_id=kept.id, owner="", layers=(layer,), answer=ArraysAnswer("npy")
+            )
+            answer = await pipeline.answer(asked)
             found.append(np.load(io.BytesIO(b"".join(answer.chunks))).shape)
         return found
 
@@ -354,7 +402,7 @@ def test_a_tensor_may_be_named_as_anything_that_is_kept_beside_it(tmp_path: Path
 
 
 def test_images_behind_the_one_that_is_decoded_when_its_caller_leaves_are_not_begun(
-    pipeline: Pipeline, job: Job, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, asked: ImagesRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, begun, may_end = [], threading.Event(), threading.Event()
 
@@ -367,7 +415,7 @@ def test_images_behind_the_one_that_is_decoded_when_its_caller_leaves_are_not_be
     async def leave() -> None:
         await pipeline.models.load_all()
         monkeypatch.setattr(prepare_module, "decode", slowly)
-        caller = asyncio.create_task(pipeline.extract(replace(job, images=job.images * 4)))
+        caller = asyncio.create_task(pipeline.answer(replace(asked, images=asked.images * 4)))
         await asyncio.to_thread(begun.wait, 20)
         caller.cancel()
         await asyncio.wait([caller])

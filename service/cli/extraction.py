@@ -8,9 +8,12 @@ from pathlib import Path
 import click
 
 from service.errors import ConfigurationError
-from service.output.table import FORMATS
+from service.output.table import FORMATS, choose_format
+from service.pipeline.answers import ArraysAnswer
+from service.pipeline.prepare import ImagesRequest
+from service.pipeline.views import PictureAnswer
 from service.pipeline.work import Pipeline
-from service.values import Compress, Drawing, Job, Payload, Reduction
+from service.values import Compress, Drawing, Payload, Reduction
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,16 @@ async def run_rendering(pipeline: Pipeline, wanted: Rendering, image: bytes, out
     Raises:
         ServiceError
     """
-    job = Job(
+    request = ImagesRequest(
         model=wanted.model,
-        version=None,
         images=(image,),
-        tensor=None,
+        answer=PictureAnswer(wanted.drawing),
         layers=(wanted.layer,),
         reduction=wanted.reduction,
         size=wanted.size,
         timeout_s=pipeline.limits.timeout_s,
     )
-    payload = await pipeline.render(job, wanted.drawing)
+    payload = await pipeline.answer(request)
     _write(payload, output or Path(payload.file_name))
 
 
@@ -68,19 +70,16 @@ async def run_extraction(
     quiet = len(images) == 1 or not sys.stderr.isatty()
     with click.progressbar(images, label="extract", file=sys.stderr, hidden=quiet) as shown:
         for image, (target, kind) in zip(shown, targets, strict=True):
-            _write(await pipeline.extract(_job(pipeline, wanted, image, kind)), target)
+            _write(await pipeline.answer(_request(pipeline, wanted, image, kind)), target)
 
 
-def _job(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> Job:
-    return Job(
+def _request(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> ImagesRequest:
+    return ImagesRequest(
         model=wanted.model,
-        version=None,
         images=(image.read_bytes(),),
-        tensor=None,
+        answer=ArraysAnswer(choose_format(kind, None).name, wanted.compress),
         layers=wanted.layers,
         reduction=wanted.reduction,
-        format=kind,
-        compress=wanted.compress,
         size=wanted.size,
         timeout_s=pipeline.limits.timeout_s,
     )

@@ -1,25 +1,25 @@
-"""FINISH: what is made of the maps - a file of arrays, JSON - and what is told of how it was made."""
+"""Finish: reduce maps and encode them as arrays or JSON, with a receipt of how they were made."""
 
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from service import __version__
 from service.dtypes import WIDENED
 from service.errors import AnswerTooLarge, NotCombinable
 from service.output import arrays, reduce
 from service.output.quantise import error_bound
-from service.output.table import ArrayFormat
-from service.pipeline.prepare import Ready, Windows
+from service.output.table import FORMATS
+from service.pipeline.prepare import TensorRequest
+from service.pipeline.request import Computation, Encoded, Ready, Windows
 from service.values import (
     NO_REDUCTION,
     Array,
-    Chunk,
+    Compress,
     FeatureMap,
-    Job,
     Layer,
     Limits,
     Parts,
@@ -30,71 +30,48 @@ from service.values import (
 OTHER_REDUCTION = "a smaller grid, for channels by their numbers, for another pool or dtype"
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """What an encoder made of the maps."""
-
-    chunks: tuple[Chunk, ...]
-    media_type: str
-    extension: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class Answer(Protocol):
-    """One kind of answer: `check` refuses before anything runs, `finish` works in a thread."""
-
-    def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
-        """Raises: RequestError where the answer cannot be given, or would be too large."""
-
-    def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
-        """Reduce and encode."""
-
-
+@dataclass(frozen=True)
 class ArraysAnswer:
-    """Reduced maps in one of the array formats."""
+    """Reduced maps in one of the array formats, by its name."""
 
-    def __init__(self, job: Job, kind: ArrayFormat, *, limits: Limits, runtime: str) -> None:
-        self._job = job
-        self._kind = kind
-        self._limits = limits
-        self._runtime = runtime
+    format: str = "npz"
+    compress: Compress = "none"
 
-    def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
+    def check(self, computation: Computation, layers: Sequence[Layer], images: int, windows: Windows) -> None:
         """Refuse what the reduction or the format cannot do, and an answer over the limit."""
-        self._kind.check(names_of_arrays(layers, self._job.reduction), self._job.compress)
-        check_reduced(self._job.reduction, layers, images, windows, self._limits, reduce.answer_bytes)
+        reduction = computation.request.reduction
+        FORMATS[self.format].check(names_of_arrays(layers, reduction), self.compress)
+        check_reduced(reduction, layers, images, windows, computation.limits, reduce.answer_bytes)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """The arrays, with the metadata of what was done where the format carries it."""
-        with ready.watch.measure("reduce"):
-            reduced = apply_all(ready, maps, self._limits.answer_bytes)
-        with ready.watch.measure("encode"):
-            told = metadata(ready, self._runtime) if self._kind.carries_metadata else {}
-            chunks = self._kind.encode(reduced, told, self._job.compress)
-        return Encoded(chunks, self._kind.media_type, self._kind.extension)
+        kind = FORMATS[self.format]
+        with ready.timer.measure("reduce"):
+            reduced = apply_all(ready, maps)
+        with ready.timer.measure("encode"):
+            receipt = metadata(ready) if kind.carries_metadata else {}
+            chunks = kind.encode(reduced, receipt, self.compress)
+        return Encoded(chunks, kind.media_type, kind.extension)
 
 
+@dataclass(frozen=True)
 class JsonAnswer:
     """Reduced maps as JSON numbers."""
 
-    def __init__(self, job: Job, *, limits: Limits) -> None:
-        self._job = job
-        self._max_bytes = limits.json_answer_bytes
-        self._limits = limits
-
-    def check(self, layers: Sequence[Layer], images: int, windows: Windows) -> None:
-        """The text's length is known only when it is written; the least that it can be is refused here."""
-        limits = replace(self._limits, answer_bytes=self._max_bytes)
-        check_reduced(self._job.reduction, layers, images, windows, limits, least_text)
+    def check(self, computation: Computation, layers: Sequence[Layer], images: int, windows: Windows) -> None:
+        """Refuse by the least that the text can be; its length is known only when it is written."""
+        limits = replace(computation.limits, answer_bytes=computation.limits.json_answer_bytes)
+        check_reduced(computation.request.reduction, layers, images, windows, limits, least_text)
 
     def finish(self, ready: Ready, maps: Sequence[FeatureMap]) -> Encoded:
         """Numbers as text."""
-        with ready.watch.measure("reduce"):
-            reduced = apply_all(ready, maps, self._limits.answer_bytes)
-        with ready.watch.measure("encode"):
+        with ready.timer.measure("reduce"):
+            reduced = apply_all(ready, maps)
+        with ready.timer.measure("encode"):
             who = ready.model.identity
-            said = {"model": who.name, "version": who.version, "left_out": ready.left_out}
-            chunks = arrays.encode_json(reduced, said, max_bytes=self._max_bytes)
+            head = {"model": who.name, "version": who.version, "left_out": ready.left_out}
+            most = ready.computation.limits.json_answer_bytes
+            chunks = arrays.encode_json(reduced, head, max_bytes=most)
         return Encoded(chunks, "application/json", "json")
 
 
@@ -194,7 +171,7 @@ def too_large(layers: int, images: int, actual: int, limit: int) -> AnswerTooLar
     )
 
 
-def apply_all(ready: Ready, maps: Sequence[FeatureMap], max_bytes: int) -> dict[str, Array]:
+def apply_all(ready: Ready, maps: Sequence[FeatureMap]) -> dict[str, Array]:
     """Every map reduced, and what stands beside it, in order.
 
     Raises:
@@ -202,22 +179,23 @@ def apply_all(ready: Ready, maps: Sequence[FeatureMap], max_bytes: int) -> dict[
         OutOfRange: the dtype cannot carry a value.
     """
     reduced: dict[str, Array] = {}
+    max_bytes = ready.computation.limits.answer_bytes
     for feature_map in maps:
         windows = ready.windows.get(feature_map.layer.name, ())
-        reduced |= reduce.apply(feature_map, ready.job.reduction, windows)
+        reduced |= reduce.apply(feature_map, ready.request.reduction, windows)
         total = sum(array.nbytes for array in reduced.values())
         if total > max_bytes:
             raise too_large(len(maps), len(ready.prepared.tensor), total, max_bytes)
     return reduced
 
 
-def metadata(ready: Ready, runtime: str) -> Mapping[str, Any]:
+def metadata(ready: Ready) -> Mapping[str, Any]:
     """What was done, as it travels with the bytes."""
-    model, tensor, reduction = ready.model, ready.prepared.tensor, ready.job.reduction
-    from_images = ready.job.tensor is None
+    request, model, tensor = ready.request, ready.model, ready.prepared.tensor
+    reduction, from_images = request.reduction, not isinstance(request, TensorRequest)
     return {
         "service": f"featuremaps {__version__}",
-        "runtime": runtime,
+        "runtime": ready.computation.runtime,
         "provider": model.provider,
         "graph_optimization": model.graph_optimization,
         **asdict(model.identity),
@@ -226,9 +204,9 @@ def metadata(ready: Ready, runtime: str) -> Mapping[str, Any]:
         # The tensor that the network saw, C order, in the graph's own dtype.
         "input_sha256": hashlib.sha256(tensor.data).hexdigest(),
         # Nothing was done to a ready tensor.
-        "preprocessing": asdict(model.recipe_at(ready.job.size)) if from_images else None,
+        "preprocessing": asdict(model.recipe_at(request.size)) if from_images else None,
         # Where the size comes from, where the request does not say it.
-        "size_source": model.size_source if from_images and ready.job.size is None else None,
+        "size_source": model.size_source if from_images and request.size is None else None,
         "layers": [layer.name for layer in ready.layers],
         "left_out": ready.left_out,
         "channels": asdict(reduction.channels) if reduction.channels else None,

@@ -7,13 +7,14 @@ import asyncio
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 
 from service.engine.loaded import Outcome
 from service.engine.runner import Stop
 from service.pipeline.figures import Distribution
 from service.pipeline.pools import Pools
-from service.pipeline.prepare import Ready
+from service.pipeline.request import Ready
 from service.pipeline.stopwatch import Stopwatch
 from service.values import Array
 
@@ -99,7 +100,7 @@ class Batches:
         for one in batch:
             one.outcome.add_done_callback(lambda _: _stop_if_alone(batch, stop))
         try:
-            outcomes = await self._pools.run("run", Stopwatch(), _together, batch, stop)
+            outcomes = await self._pools.run("run", partial(_together, batch, stop))
         except Exception as error:
             outcomes = [error.with_traceback(None)] * len(batch)
         for one, outcome in zip(batch, outcomes, strict=True):
@@ -127,17 +128,17 @@ def _together(batch: Sequence[_Waiting], stop: Stop) -> Sequence[Outcome]:
     """Each request is told all of the time that its batch took."""
     model = batch[0].ready.model
     jobs = [(one.ready.prepared.tensor, one.ready.layers, one.ready.parts) for one in batch]
-    _count("queue", [(one.ready.watch, one.since) for one in batch])
+    _count("queue", [(one.ready.timer, one.since) for one in batch])
     start = time.perf_counter()
     try:
         return model.run_together(jobs, stop)
     finally:
-        _count("run", [(one.ready.watch, start) for one in batch])
+        _count("run", [(one.ready.timer, start) for one in batch])
 
 
 def _count(stage: str, starts: Sequence[tuple[Stopwatch, float]]) -> None:
-    for watch, start in starts:
-        watch.since(stage, start)
+    for timer, start in starts:
+        timer.since(stage, start)
 
 
 def _stop_if_alone(batch: Sequence[_Waiting], stop: Stop) -> None:

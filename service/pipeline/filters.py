@@ -4,7 +4,7 @@ from service.engine.loaded import LoadedModel
 from service.errors import AnswerTooLarge, InvalidParameter, NotDrawable
 from service.output.pictures.filters import COLORS, draw_filters
 from service.output.table import FORMATS
-from service.pipeline.answers import Encoded
+from service.pipeline.request import Encoded
 from service.values import Array
 
 PICTURES = ("png", "webp")

@@ -1,24 +1,21 @@
 """Images kept for a while: checked when they come, found by the SHA-256 of their bytes."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from service.errors import ImageNotFound
 from service.intake.decode import decode
 from service.intake.store import ImageStore
 from service.intake.store_entry import ImageRecord
-from service.pipeline.stopwatch import Stopwatch
+from service.pipeline.pools import InStage
 from service.values import Limits, StoredImage
 
 T = TypeVar("T")
-InThread = Callable[..., Awaitable[Any]]
 
 
 class KeptImages:
     """The store with its blocking calls in threads of their own."""
 
-    def __init__(self, store: ImageStore, limits: Limits, in_thread: InThread, *, decoding: InThread) -> None:
+    def __init__(self, store: ImageStore, limits: Limits, in_thread: InStage, *, decoding: InStage) -> None:
         """`decoding` runs among those that decode, and does not hold up who reads what is kept."""
         self._store = store
         self._limits = limits
@@ -36,10 +33,10 @@ class KeptImages:
             RequestError: it does not decode, or is larger than the store.
             StoreUnavailable
         """
-        told: Mapping[str, Any] = await self._decoding(Stopwatch(), _told, body, self._limits.pixels)
-        put = partial(self._store.put, owner, body, **told)
-        found: tuple[StoredImage, bool] = await self._in_thread(Stopwatch(), put)
-        return found
+        media_type, (height, width) = await self._decoding(_described, body, self._limits.pixels)
+        return await self._in_thread(
+            self._store.put, owner, body, media_type=media_type, width=width, height=height
+        )
 
     async def get(self, owner: str, image_id: str) -> StoredImage:
         """The image with its body.
@@ -47,8 +44,7 @@ class KeptImages:
         Raises:
             ImageNotFound, StoreUnavailable
         """
-        found: StoredImage | None = await self._in_thread(Stopwatch(), self._store.get, owner, image_id)
-        return _there(found, image_id)
+        return _there(await self._in_thread(self._store.get, owner, image_id), image_id)
 
     async def body(self, owner: str, image_id: str) -> bytes:
         """The image's bytes.
@@ -64,8 +60,7 @@ class KeptImages:
         Raises:
             ImageNotFound, StoreUnavailable
         """
-        found: ImageRecord | None = await self._in_thread(Stopwatch(), self._store.peek, owner, image_id)
-        return _there(found, image_id)
+        return _there(await self._in_thread(self._store.peek, owner, image_id), image_id)
 
     async def delete(self, owner: str, image_id: str) -> None:
         """Forget the image.
@@ -73,14 +68,14 @@ class KeptImages:
         Raises:
             ImageNotFound, StoreUnavailable
         """
-        found: bool = await self._in_thread(Stopwatch(), self._store.delete, owner, image_id)
-        _there(found or None, image_id)
+        was_there = await self._in_thread(self._store.delete, owner, image_id)
+        _there(was_there or None, image_id)
 
 
-def _told(body: bytes, max_pixels: int) -> Mapping[str, Any]:
+def _described(body: bytes, max_pixels: int) -> tuple[str, tuple[int, int]]:
+    """The media type and (H, W) of an image that decodes."""
     picture = decode(body, max_pixels=max_pixels)
-    height, width = picture.size
-    return {"media_type": picture.media_type, "width": width, "height": height}
+    return picture.media_type, picture.size
 
 
 def _there(found: T | None, image_id: str) -> T:

@@ -2,15 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 from service.engine.catalog import Catalog
 from service.engine.loaded import LoadedModel
 from service.errors import ModelError, NotReady
-from service.pipeline.shared import Flights
-from service.pipeline.stopwatch import Stopwatch
+from service.pipeline.pools import InStage
+from service.pipeline.shared import SingleFlight
 
 log = logging.getLogger("featuremaps.models")
 
@@ -21,10 +19,10 @@ class Models:
     However many wait for one model, it takes one thread, so that others load beside it.
     """
 
-    def __init__(self, catalog: Catalog, in_thread: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, catalog: Catalog, in_thread: InStage) -> None:
         self._catalog = catalog
         self._in_thread = in_thread
-        self._loading = Flights()
+        self._loading = SingleFlight()
 
     async def get(self, name: str, version: str | None) -> LoadedModel:
         """The model, loading it where it is not.
@@ -56,8 +54,7 @@ class Models:
         Raises:
             ModelNotFound, ModelFailed
         """
-        loaded: LoadedModel = await self._in_thread(Stopwatch(), self._catalog.load, name)
-        return loaded
+        return await self._in_thread(self._catalog.load, name)
 
     async def unload(self, name: str) -> None:
         """Stop serving a model.
@@ -65,8 +62,7 @@ class Models:
         Raises:
             ModelNotFound
         """
-        await self._in_thread(Stopwatch(), self._catalog.unload, name)
+        await self._in_thread(self._catalog.unload, name)
 
     async def _get(self, name: str, version: str | None) -> LoadedModel:
-        loaded: LoadedModel = await self._in_thread(Stopwatch(), self._catalog.get, name, version)
-        return loaded
+        return await self._in_thread(self._catalog.get, name, version)

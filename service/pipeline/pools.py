@@ -6,14 +6,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from service.engine.runner import Stop, Stopped
 from service.pipeline.admission import Admission
 from service.pipeline.stopwatch import Stopwatch
 
 T = TypeVar("T")
+P = ParamSpec("P")
 # Work that yields the name of the stage that each of its parts belongs to, before that part.
 Stages = Generator[str, None, T]
 # `read` is for what takes no time worth telling, such as finding the layers that some words mean: it must
@@ -77,29 +79,28 @@ class Pools:
             thread.join()
 
     async def run(
-        self, stage: str, watch: Stopwatch, work: Callable[..., T], *given: Any, stop: Stop | None = None
+        self, stage: str, work: Callable[[], T], timer: Stopwatch | None = None, cancel: Stop | None = None
     ) -> T:
         """Run in one of a stage's threads, as `go` does."""
-        return await self.go(_single(stage, work, *given), watch, stop)
+        return await self.go(_single(stage, work), timer or Stopwatch(), cancel)
 
-    async def go(self, stages: Stages[T], watch: Stopwatch, stop: Stop | None = None) -> T:
+    async def go(self, stages: Stages[T], timer: Stopwatch, cancel: Stop | None = None) -> T:
         """Run stage after stage, in the order of STAGES; the time until each begins counts as queue.
 
         One thread does all of them where the next one is free: its caches are warm, and work that is
-        begun ends soonest. What nobody waits for any more is not begun, and `stop` ends what has begun.
-        A thread that works on all the same takes a place among the requests until it ends.
+        begun ends soonest. What nobody waits for any more is not begun, and `cancel` ends what has begun.
+        A thread that works on all the same counts as a request until it ends.
         """
-        job = _Job(stages, watch)
+        job = _Job(stages, timer)
         self._submit(job)
         try:
             return await job.answer
         except asyncio.CancelledError:
             job.is_abandoned = True
-            if stop is not None:
-                stop.set()
+            if cancel is not None:
+                cancel.set()
             if not (job.is_over or self._withdraw(job)):
-                self._admission.requests += 1
-                job.over = self._admission.leave
+                job.over = self._admission.abandoned()
             raise
         finally:
             # An error's traceback holds this frame, which must not hold the error: a cycle would keep the
@@ -136,7 +137,7 @@ class Pools:
         is_open = job is not None
         while job is not None:
             if job.asked is not None:
-                job.watch.since("queue", job.asked)
+                job.timer.since("queue", job.asked)
             job = self._next(job, job.part())
         return is_open
 
@@ -190,8 +191,8 @@ class Pools:
 class _Job(Generic[T]):
     """Work on its way through the stages; `answer` lives on the event loop, as what changes it does."""
 
-    def __init__(self, stages: Stages[T], watch: Stopwatch) -> None:
-        self.watch = watch
+    def __init__(self, stages: Stages[T], timer: Stopwatch) -> None:
+        self.timer = timer
         self.home = self.here = next(stages)
         self.asked: float | None = None  # Since when it waits, where it does.
         self.is_abandoned = False
@@ -240,6 +241,18 @@ class _Job(Generic[T]):
         self.answer.set_exception(error)
 
 
-def _single(stage: str, work: Callable[..., T], *given: Any) -> Stages[T]:
+def _single(stage: str, work: Callable[[], T]) -> Stages[T]:
     yield stage
-    return work(*given)
+    return work()
+
+
+class InStage:
+    """Calls blocking functions in the threads of one stage."""
+
+    def __init__(self, pools: Pools, stage: str) -> None:
+        self._pools = pools
+        self._stage = stage
+
+    async def __call__(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Call in a thread, and wait for the result."""
+        return await self._pools.run(self._stage, partial(work, *given, **named))

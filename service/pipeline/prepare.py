@@ -1,13 +1,12 @@
-"""PREPARE: refuse cheaply first, then bytes -> tensor, and where each map's window lies."""
+"""Prepare: refuse cheaply first, then turn bytes into a tensor and find where each map's window lies."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from service.engine.loaded import LoadedModel
-from service.engine.runner import Stop, Stopped
+from service.engine.runner import Stopped
 from service.engine.selection import LayerTable, held_bytes
 from service.errors import (
     AnswerTooLarge,
@@ -22,114 +21,66 @@ from service.intake.decode import decode
 from service.intake.preprocess import preprocess, read_tensor, stack
 from service.output import reduce
 from service.output.window import find_window
-from service.pipeline.stopwatch import Stopwatch
-from service.values import Array, Job, Layer, Limits, Parts, Picture, Placement, Prepared, Window
-
-Windows = Mapping[str, tuple[Window, ...]]
-# Called twice: before anything is decoded, and, where a region decides the size, once it is known.
-Check = Callable[[Sequence[Layer], int, Windows], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """A job whose layers exist and whose answer fits, with what the network will see.
-
-    `windows` holds the cells of each layer for each image, where a region was asked for. `largest_bytes` are
-    those of the largest map that the network can make of one image; to find them out takes long. `left_out`
-    are layers that `all` and the like would mean and that cannot be answered, with the reasons.
-    """
-
-    job: Job
-    model: LoadedModel
-    layers: tuple[Layer, ...]
-    prepared: Prepared
-    pictures: tuple[Picture, ...]
-    windows: Windows
-    watch: Stopwatch
-    largest_bytes: int = 0
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        """How many lie in the tensor; of a model that takes none, whatever it was sent counts as one."""
-        return len(self.prepared.tensor) if self.model.image_input else 1
-
-    @cached_property
-    def parts(self) -> Parts:
-        """What of the layers' reductions is done where their maps lie."""
-        if not self.images:
-            return {}  # Nothing runs.
-        return self.model.parts_of(self.layers, self.job.reduction_of)
+from service.pipeline.request import (
+    BodyRequest,
+    Chosen,
+    Computation,
+    Ready,
+    Request,
+    Source,
+    Windows,
+)
+from service.values import Array, Layer, Limits, Placement, Prepared
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The layers that a request gets, and those that it does not get, with the reasons."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImagesRequest(BodyRequest):
+    """Encoded images, along the batch axis in their order."""
 
-    layers: tuple[Layer, ...]
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    images: tuple[bytes, ...]
 
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What a job's maps are computed from; pictures are kept of a single image only."""
-
-    prepared: Prepared
-    pictures: tuple[Picture, ...]
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of the tensor and of the pictures, of which Pillow holds four a pixel."""
-        pixels = sum(picture.size[0] * picture.size[1] for picture in self.pictures)
-        return int(self.prepared.tensor.nbytes) + 4 * pixels
+    def prepare(self, computation: Computation) -> Ready:
+        """Decode and preprocess the images."""
+        images = count_inputs(computation.model, len(self.images))
+        chosen = select(computation, self.size, images)
+        return place(computation, chosen, decode_all(computation, self.images))
 
 
-def prepare(
-    job: Job, model: LoadedModel, check: Check, limits: Limits, watch: Stopwatch, stop: Stop | None = None
-) -> Ready:
-    """Everything that happens before the network runs, in one thread.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TensorRequest(BodyRequest):
+    """A ready tensor as a `.npy` file, which skips preprocessing."""
 
-    Raises:
-        RequestError: any of them; for an image with its `index`.
-        Stopped: `stop` was set meanwhile.
-    """
-    tensor = _read_tensor(job, model) if job.tensor is not None else None
-    size = sides_of(tensor.tensor, model) if tensor else job.size
-    images = len(tensor.tensor) if tensor else count_inputs(model, len(job.images))
-    chosen = select(job, model, check, limits, size=size, images=images)
-    source = Source(tensor, ()) if tensor else decode_all(job, model, limits, watch, stop)
-    return place(job, model, chosen, source, check, watch)
+    tensor: bytes
+
+    def prepare(self, computation: Computation) -> Ready:
+        """Read the tensor."""
+        if self.size is not None:
+            raise NotCombinable("size is for images; a ready tensor has its own")
+        model = computation.model
+        tensor = read_tensor(self.tensor, model.image_spec()).tensor
+        chosen = select(computation, sides_of(tensor, model), len(tensor))
+        return place(computation, chosen, Source(ready_tensor(tensor, model)))
 
 
-def select(
-    job: Job,
-    model: LoadedModel,
-    check: Check,
-    limits: Limits,
-    *,
-    size: tuple[int, int] | None,
-    images: int,
-) -> Chosen:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeptImageRequest(Request):
+    """One image of `owner` that is kept under `image_id`, the SHA-256 of its bytes."""
+
+    image_id: str
+    owner: str
+
+
+def select(computation: Computation, size: tuple[int, int] | None, images: int) -> Chosen:
     """The layers asked for, where everything that is known so far allows them.
 
     Raises:
         RequestError
     """
-    check_size(size, limits)
-    chosen = choose(model, model.layers(size), job.layers)
-    check_layers(chosen.layers, check, limits, images)
+    check_size(size, computation.limits)
+    model = computation.model
+    chosen = choose(model, model.layers(size), computation.request.layers)
+    check_layers(computation, chosen.layers, images)
     return chosen
-
-
-def select_for_one(
-    job: Job, model: LoadedModel, check: Check, limits: Limits, *, size: tuple[int, int] | None
-) -> Chosen:
-    """The same for a single image.
-
-    Raises:
-        RequestError
-    """
-    return select(job, model, check, limits, size=size, images=count_inputs(model, 1))
 
 
 def choose(model: LoadedModel, table: LayerTable, words: Sequence[str]) -> Chosen:
@@ -190,51 +141,50 @@ def count_inputs(model: LoadedModel, images: int) -> int:
     return images // stacked
 
 
-def check_layers(layers: Sequence[Layer], check: Check, limits: Limits, images: int) -> None:
+def check_layers(computation: Computation, layers: Sequence[Layer], images: int) -> None:
     """Refuse what is too much of some layers, and what the answer cannot be made of.
 
     Raises:
         RequestError
     """
-    _check_images(images, limits)
-    _check_maps(layers, images, limits)
-    check(layers, images, {})
+    _check_images(images, computation.limits)
+    _check_maps(layers, images, computation.limits)
+    computation.check(layers, images, {})
 
 
-def place(
-    job: Job, model: LoadedModel, chosen: Chosen, source: Source, check: Check, watch: Stopwatch
-) -> Ready:
+def place(computation: Computation, chosen: Chosen, source: Source) -> Ready:
     """Find where a region lies in each map, and refuse what is too large because of it.
 
     Raises:
         RequestError
     """
-    prepared, layers = source.prepared, chosen.layers
-    windows, images = _find_windows(job, layers, prepared, model), len(prepared.tensor)
+    model, prepared, layers = computation.model, source.prepared, chosen.layers
+    windows, images = _find_windows(computation, layers, prepared), len(prepared.tensor)
     if windows:
-        check(layers, images, windows)
+        computation.check(layers, images, windows)
     largest = model.layers(sides_of(prepared.tensor, model), prepared.others, images).largest_bytes
-    return Ready(job, model, layers, prepared, source.pictures, windows, watch, largest, chosen.left_out)
+    return Ready(computation, layers, source, windows, largest, chosen.left_out)
 
 
-def decode_all(
-    job: Job, model: LoadedModel, limits: Limits, watch: Stopwatch, stop: Stop | None = None
-) -> Source:
-    """Decode and preprocess every image of a job; one that nobody waits for any more is not begun.
+def decode_all(computation: Computation, images: Sequence[bytes]) -> Source:
+    """Decode and preprocess images; none is begun when nobody waits for the answer any more.
 
     Raises:
         RequestError: with the `index` of the image.
-        Stopped: `stop` was set meanwhile.
+        Stopped: `computation.cancel` was set meanwhile.
     """
-    spec, recipe = model.image_spec(), model.recipe_at(job.size)
+    model, timer = computation.model, computation.timer
+    spec, recipe = model.image_spec(), model.recipe_at(computation.request.size)
     parts = []
-    for index, image in enumerate(job.images):
-        if stop and stop.is_set:
+    for index, image in enumerate(images):
+        if computation.cancel.is_set:
             raise Stopped
         try:
-            with watch.measure("decode"):
-                picture = decode(image, max_pixels=limits.pixels, keep_alpha=recipe.color == "rgba")
-            with watch.measure("preprocess"):
+            with timer.measure("decode"):
+                picture = decode(
+                    image, max_pixels=computation.limits.pixels, keep_alpha=recipe.color == "rgba"
+                )
+            with timer.measure("preprocess"):
                 parts.append(preprocess(picture, recipe, spec))
         except RequestError as error:
             error.extensions["index"] = index
@@ -245,7 +195,7 @@ def decode_all(
     if len(parts) == 1:
         return Source(parts[0], (picture,) if recipe.images == 1 else ())
     placements = tuple(placement for part in parts for placement in part.placements)
-    return Source(Prepared(np.concatenate([part.tensor for part in parts]), placements), ())
+    return Source(Prepared(np.concatenate([part.tensor for part in parts]), placements))
 
 
 def check_size(size: tuple[int, int] | None, limits: Limits) -> None:
@@ -262,13 +212,6 @@ def check_size(size: tuple[int, int] | None, limits: Limits) -> None:
             limit=limits.size_pixels,
             actual=size[0] * size[1],
         )
-
-
-def _read_tensor(job: Job, model: LoadedModel) -> Prepared:
-    assert job.tensor is not None
-    if job.size is not None:
-        raise NotCombinable("size is for images; a ready tensor has its own")
-    return ready_tensor(read_tensor(job.tensor, model.image_spec()).tensor, model)
 
 
 def ready_tensor(tensor: Array, model: LoadedModel) -> Prepared:
@@ -304,11 +247,12 @@ def _check_maps(layers: Sequence[Layer], images: int, limits: Limits) -> None:
         )
 
 
-def _find_windows(job: Job, layers: Sequence[Layer], prepared: Prepared, model: LoadedModel) -> Windows:
-    regions = {x.name: region for x in layers if (region := job.reduction_of(x.name).region) is not None}
+def _find_windows(computation: Computation, layers: Sequence[Layer], prepared: Prepared) -> Windows:
+    request = computation.request
+    regions = {x.name: region for x in layers if (region := request.reduction_of(x.name).region) is not None}
     if not regions:
         return {}
-    seen = sides_of(prepared.tensor, model)
+    seen = sides_of(prepared.tensor, computation.model)
     windows = {
         layer.name: tuple(find_window(regions[layer.name], layer, p, seen) for p in prepared.placements)
         for layer in layers

@@ -15,7 +15,7 @@ T = TypeVar("T")
 Make = Callable[[], Coroutine[Any, Any, T]]
 
 
-class Flights:
+class SingleFlight:
     """Work that somebody already waits for is waited for and not begun again.
 
     One caller leaving harms nobody; when the last one has left, the work is cancelled. `joined` counts
@@ -61,7 +61,7 @@ class Flights:
 
 
 class Shared:
-    """Values by key, least recently used out, and the flights that make them.
+    """Values by key, least recently used out, and the work that make them.
 
     `hits` counts values that were at hand, `misses` those that had to be made.
     """
@@ -72,7 +72,7 @@ class Shared:
         self.max_bytes = max_bytes
         self._kept: LRUCache[Hashable, Any] = LRUCache(max(max_bytes, 1), size_of)
         self._size_of = size_of
-        self._flights = Flights()
+        self._running = SingleFlight()
 
     @property
     def kept_bytes(self) -> int:
@@ -99,7 +99,7 @@ class Shared:
         if kept is not None:
             self.hits += 1
             return kept
-        return await self._flights.join(key, lambda: self._made(key, make))
+        return await self._running.join(key, lambda: self._made(key, make))
 
     async def join(self, key: Hashable, make: Make[T]) -> T:
         """The result of `make`, begun now or by whoever asked first; what is worth keeping it keeps itself.
@@ -107,7 +107,7 @@ class Shared:
         Raises:
             Whatever `make` raises, for all who wait for it.
         """
-        return await self._flights.join(key, make)
+        return await self._running.join(key, make)
 
     async def _made(self, key: Hashable, make: Make[T]) -> T:
         value = await make()

@@ -87,8 +87,8 @@ class Access:
             scope[CALLER] = self._guard.caller(scope)
             await self._guard.count(scope[CALLER], scope)
         except ServiceError as error:
-            with self._admission.visit() as visit:
-                await refuse(error, visit, self._limits, scope, receive, send)
+            with self._admission.permit() as permit:
+                await refuse(error, permit, self._limits, scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""From a request's body to a Job: every body kind of the API, none of it decoded here."""
+"""From an HTTP request to what it asks: every kind of body of the API, no image decoded here."""
 
 import base64
 import binascii
@@ -12,15 +12,20 @@ from pydantic import ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
 from service.output.coding import choose_coding
+from service.output.table import choose_format
+from service.pipeline.answers import ArraysAnswer, JsonAnswer
+from service.pipeline.prepare import ImagesRequest, TensorRequest
+from service.pipeline.request import Answer, BodyRequest
+from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.pipeline.work import Pipeline
-from service.values import Job, Reduction
-from service.web.access import caller_of
+from service.values import NO_REDUCTION, Reduction
 from service.web.queries import (
     FeaturesQuery,
     JsonFeaturesQuery,
     PartQuery,
     RenderQuery,
     StatisticsQuery,
+    drawing,
     part,
     reduction,
     sides,
@@ -54,67 +59,72 @@ async def read_image(request: Request) -> bytes:
     return body
 
 
-async def read_job(request: Request, model: str, query: Query, pipeline: Pipeline) -> tuple[Job, Query]:
-    """Read the body and put the job together; parsing runs in a thread.
-
-    The query comes back with what a JSON body added to it.
+async def read_request(request: Request, model: str, query: Query, pipeline: Pipeline) -> BodyRequest:
+    """Read the body and put the pipeline's request together; parsing runs in a thread.
 
     Raises:
-        BodyTooLarge, MalformedRequest, UnsupportedBody, InvalidParameter, TooManyImages
+        BodyTooLarge, MalformedRequest, UnsupportedBody, InvalidParameter, NotAcceptable, TooManyImages
     """
     content_type = request.headers.get("content-type", "")
     body = await request.body()
     kind = content_type.partition(";")[0].strip().lower()
     if kind == JSON:
         images, query = await pipeline.in_thread(_from_json, body, query, request)
-        return job_of(request, model, query, images), query
+        return ImagesRequest(images=images, **asked(request, model, query))
     if kind == MULTIPART:
         images = await pipeline.in_thread(_from_multipart, body, content_type, pipeline.limits.images)
-        return job_of(request, model, query, images), query
+        return ImagesRequest(images=images, **asked(request, model, query))
     if not body:
         raise MalformedRequest("the body is empty: send the bytes of one image, or see /openapi.json")
     if kind == NPY:
-        return job_of(request, model, query, tensor=body), query
+        return TensorRequest(tensor=body, **asked(request, model, query))
     if kind in IMAGE_LABELS or kind.startswith("image/"):
-        return job_of(request, model, query, (body,)), query
+        return ImagesRequest(images=(body,), **asked(request, model, query))
     raise UnsupportedBody(
         f"a body of type {kind!r} is not taken; send image/* or application/octet-stream, "
         f"{MULTIPART} with parts called {IMAGE_PART!r}, {NPY}, or {JSON}"
     )
 
 
-def job_of(
-    request: Request,
-    model: str,
-    query: AnyQuery,
-    images: tuple[bytes, ...] = (),
-    tensor: bytes | None = None,
-) -> Job:
-    """The job that a query asks for.
+def asked(request: Request, model: str, query: AnyQuery, *, negotiates: bool = True) -> dict[str, Any]:
+    """The fields of a request to the pipeline that come from the query and, where it `negotiates`, Accept.
 
     Raises:
-        InvalidParameter
+        InvalidParameter, NotAcceptable
     """
-    arrays = query if isinstance(query, FeaturesQuery) else None
-    if isinstance(query, JsonFeaturesQuery):
-        asked = reduction(query)
-    else:
-        asked = part(query) if isinstance(query, PartQuery) else Reduction()
-    return Job(
-        model=model,
-        version=query.version,
-        images=images,
-        tensor=tensor,
-        layers=(_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
-        reduction=asked,
-        format=arrays.format if arrays else None,
-        accept=request.headers.get("accept"),
-        compress=arrays.compress if arrays else "none",
-        coding=choose_coding(request.headers.get("accept-encoding")),
-        size=sides(query.size),
-        owner=caller_of(request).name,
-        timeout_s=query.timeout_s,
-    )
+    accept = request.headers.get("accept") if negotiates else None
+    return {
+        "model": model,
+        "version": query.version,
+        "timeout_s": query.timeout_s,
+        "answer": _answer(query, accept),
+        "layers": (_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
+        "reduction": _reduction(query),
+        "coding": choose_coding(request.headers.get("accept-encoding")),
+        "size": sides(query.size),
+    }
+
+
+def _answer(query: AnyQuery, accept: str | None) -> Answer:
+    match query:
+        case FeaturesQuery():
+            return ArraysAnswer(choose_format(query.format, accept).name, query.compress)
+        case JsonFeaturesQuery():
+            return JsonAnswer()
+        case RenderQuery():
+            return PictureAnswer(drawing(query))
+        case _:
+            return StatisticsAnswer()
+
+
+def _reduction(query: AnyQuery) -> Reduction:
+    match query:
+        case JsonFeaturesQuery():
+            return reduction(query)
+        case PartQuery():
+            return part(query)
+        case _:
+            return NO_REDUCTION
 
 
 def _one_layer(query: RenderQuery) -> str:

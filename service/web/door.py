@@ -3,7 +3,7 @@
 from fastapi import Request
 
 from service.errors import InvalidParameter, NotReady
-from service.pipeline.admission import Visit
+from service.pipeline.admission import Permit
 from service.pipeline.work import Pipeline
 from service.web.visits import VISIT
 
@@ -42,10 +42,10 @@ async def refuse_parameters(request: Request) -> None:
         )
 
 
-def visit_of(request: Request) -> Visit:
+def permit_of(request: Request) -> Permit:
     """What this request holds."""
-    visit: Visit = request.scope[VISIT]
-    return visit
+    permit: Permit = request.scope[VISIT]
+    return permit
 
 
 def pipeline_of(request: Request) -> Pipeline:

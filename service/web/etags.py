@@ -4,7 +4,6 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,12 +14,10 @@ from service.web.access import caller_of
 
 # A day in seconds: another release of the service or the runtime may round or draw otherwise.
 LASTING_S = 86_400
-# The deadline changes whether there is an answer, not which.
-NOT_PART_OF_THE_ANSWER = {"timeout_s"}
 
 
-def tag(model: LoadedModel, subject: str, query: BaseModel, runtime: str) -> str:
-    """A weak tag over everything that decides the answer.
+def tag(model: LoadedModel, asked: str, runtime: str) -> str:
+    """A weak tag over everything that decides the answer, `asked` in a text that is always the same.
 
     It is weak since floating point may differ in the last bits between machines and plans.
     """
@@ -33,9 +30,7 @@ def tag(model: LoadedModel, subject: str, query: BaseModel, runtime: str) -> str
         "digest": model.identity.digest,
         "preprocessing_digest": model.identity.preprocessing_digest,
         "model": [model.identity.name, model.identity.version],
-        "subject": subject,
-        "query": query.model_dump(mode="json", exclude=NOT_PART_OF_THE_ANSWER),
-        "query_type": type(query).__name__,
+        "asked": asked,
     }
     text = json.dumps(content, sort_keys=True).encode()
     return f'W/"{hashlib.sha256(text).hexdigest()[:32]}"'

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from starlette.types import Scope
 
-from service.pipeline.admission import Visit
+from service.pipeline.admission import Permit
 from service.pipeline.stopwatch import Span
 
 EXCHANGE = "featuremaps.exchange"
@@ -35,7 +35,7 @@ class Exchange:
         self.sent_bytes = 0
         self.code: str | None = None
         self.left_while: LeftWhile | None = None
-        self.visit: Visit | None = None
+        self.permit: Permit | None = None
 
     @property
     def route(self) -> str | None:
@@ -46,7 +46,7 @@ class Exchange:
     @property
     def model(self) -> str | None:
         """The name of the model that was found for it, which is one of the catalogue's."""
-        identity = self.visit.model if self.visit else None
+        identity = self.permit.model if self.permit else None
         return identity.name if identity else None
 
     @property
@@ -57,12 +57,12 @@ class Exchange:
     @property
     def spans(self) -> tuple[Span, ...]:
         """The stages of what was done for this request alone."""
-        return tuple(self.visit.watch.spans) if self.visit else ()
+        return tuple(self.permit.timer.spans) if self.permit else ()
 
     @property
     def stages(self) -> Mapping[str, float]:
         """The same as seconds by stage; a thread that still works on is not waited for."""
-        return dict(self.visit.watch.seconds) if self.visit else {}
+        return dict(self.permit.timer.seconds) if self.permit else {}
 
     def end(self, status: int) -> None:
         """It is over; no status means that no answer began."""

@@ -18,7 +18,7 @@ from service.errors import (
     ServiceError,
     UnsupportedCoding,
 )
-from service.pipeline.admission import Admission, Visit
+from service.pipeline.admission import Admission, Permit
 from service.values import Limits
 from service.web.exchange import LeftWhile, exchange_of
 from service.web.problems import problem
@@ -50,9 +50,9 @@ class Visits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with self._admission.visit() as visit:
-            scope[VISIT] = exchange_of(scope).visit = visit
-            body = _Body(scope, receive, visit, self._limits)
+        with self._admission.permit() as permit:
+            scope[VISIT] = exchange_of(scope).permit = permit
+            body = _Body(scope, receive, permit, self._limits)
             await self._serve(scope, send, body)
 
     async def _serve(self, scope: Scope, send: Send, body: "_Body") -> None:
@@ -93,10 +93,10 @@ class Visits:
 
 
 async def refuse(
-    error: ServiceError, visit: Visit, limits: Limits, scope: Scope, receive: Receive, send: Send
+    error: ServiceError, permit: Permit, limits: Limits, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answer before the application is asked; what the client still sends is read for a while and dropped."""
-    body = _Body(scope, receive, visit, limits)
+    body = _Body(scope, receive, permit, limits)
     await _tell(error, limits, scope, body, _Answer(send, body))
 
 
@@ -172,11 +172,11 @@ class _Body:
 
     patience: _Patience | None = None
 
-    def __init__(self, scope: Scope, receive: Receive, visit: Visit, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, permit: Permit, limits: Limits) -> None:
         self._receive = receive
         self._scope = scope
         self._headers = Headers(scope=scope)
-        self._visit = visit
+        self._permit = permit
         self._limits = limits
         self.arrived = self._counted = 0
         self.is_cut_off = False
@@ -222,7 +222,7 @@ class _Body:
         if self.arrived > self._largest:
             raise self._too_large(self.arrived)
         if STREAMED_BYTES not in self._scope:
-            self._visit.take(size)
+            self._permit.reserve(size)
         self.is_cut_off = message["type"] == "http.disconnect"
         self._finish_if(not message.get("more_body", False))
         return message
@@ -309,10 +309,10 @@ class _Answer:
         await self._part({"type": "http.response.body", "body": b""})
 
 
-def _left_while(visit: Visit, body: _Body, answer: _Answer) -> LeftWhile:
+def _left_while(permit: Permit, body: _Body, answer: _Answer) -> LeftWhile:
     """What was done for a client when it left."""
     if answer.has_begun:
         return "sending_answer"
     if body.is_cut_off or not body.complete:
         return "sending"
-    return "running" if visit.watch.has_begun else "queued"
+    return "running" if permit.timer.has_begun else "queued"

@@ -217,14 +217,13 @@ def test_a_busy_service_is_asked_again(opening: Opening, tmp_path: Path, expecte
     expected.append(f"{REFUSED}503")
     put(tmp_path / "models", "small", small_cnn(), toml="[input]\nsize = [32, 32]\n")
     with running(tmp_path, tmp_path / "models", max_in_flight=1) as busy:
-        visit = busy.pipeline.admission.visit()
-        with visit as place:
-            place.enter()
+        with busy.pipeline.admission.permit() as permit:
+            permit.acquire()
             page = opening(url=busy.url, wait=False)
             expect(page.locator(".message.busy").first).to_contain_text(
                 "The service is busy: trying again in"
             )
-            place.exit()
+            permit.release()
         expect(page.locator("#channel-facts .histogram")).to_be_visible(timeout=30_000)
         page.context.close()
 

@@ -163,7 +163,7 @@ def test_a_full_service_gives_no_kept_image_no_layers_and_no_filters(service: Ru
         service.until_idle()
         with contextlib.ExitStack() as full:
             for _ in range(service.admission.max_requests):
-                full.enter_context(service.admission.visit()).enter()
+                full.enter_context(service.admission.permit()).acquire()
             model = "/v1/models/small"
             for url in (f"/v1/images/{kept}", f"{model}/layers", f"{model}/filters?layer=stem/conv"):
                 assert client.get(url).status_code == 503

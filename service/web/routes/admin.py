@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.web.access import admit_admin
 from service.web.answers import json_response
 from service.web.audit import audited
-from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.door import permit_of, pipeline_of, refuse_parameters
 from service.web.media import BINARY
 from service.web.problems import responses
 from service.web.routes.models import ModelName
@@ -34,7 +34,7 @@ ONNX_FILE = {
 )
 async def load_model(model: ModelName, request: Request) -> Response:
     """Look for the model's versions anew and load the highest that loads; what serves goes on until then."""
-    visit_of(request).enter()
+    permit_of(request).acquire()
     async with audited(request, "load", model) as record:
         record["digest"] = (await pipeline_of(request).models.load(model)).identity.digest
     return _summary(request, model)
@@ -47,7 +47,7 @@ async def load_model(model: ModelName, request: Request) -> Response:
 )
 async def unload_model(model: ModelName, request: Request) -> Response:
     """Serve the model no more until it is loaded again; requests under way end as they would have."""
-    visit_of(request).enter()
+    permit_of(request).acquire()
     async with audited(request, "unload", model):
         await pipeline_of(request).models.unload(model)
     return _summary(request, model)
@@ -63,7 +63,7 @@ async def unload_model(model: ModelName, request: Request) -> Response:
 )
 async def upload_model(model: ModelName, version: VersionName, request: Request) -> Response:
     """Keep an ONNX file as a new version of a model, once it has been checked; load_model serves it."""
-    visit_of(request).enter()
+    permit_of(request).acquire()
     request.scope[STREAMED_BYTES] = pipeline_of(request).uploads.largest_bytes
     async with audited(request, "upload", f"{model}/{version}") as record:
         uploaded = await pipeline_of(request).uploads.receive(model, version, request.stream())

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.web.answers import payload_response
-from service.web.bodies import read_job
-from service.web.door import pipeline_of, visit_of
+from service.web.bodies import Query, read_request
+from service.web.door import permit_of, pipeline_of
 from service.web.media import ARRAYS, COMPUTED, PICTURES, answer, image_body, json_answer
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
-from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
+from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery
 from service.web.routes.models import ModelName
 from service.web.schemas import FeaturesAsJson, Statistics
 
@@ -35,9 +35,7 @@ async def extract_features(
     What is asked for is done in this order: channels, region, pool or grid, cast. What was done travels with
     the bytes: `__metadata__` in npz, the same text in safetensors and Arrow.
     """
-    pipeline = pipeline_of(request)
-    job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.extract(job, visit_of(request)))
+    return await _answer(request, model, query)
 
 
 @router.post(
@@ -53,9 +51,7 @@ async def extract_features_json(
 
     The answer is capped, since numbers as text are long and slow.
     """
-    pipeline = pipeline_of(request)
-    job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.extract_json(job, visit_of(request)))
+    return await _answer(request, model, query)
 
 
 @router.post(
@@ -68,9 +64,7 @@ async def describe_features(
     model: ModelName, query: Annotated[StatisticsQuery, Depends(asked(StatisticsQuery))], request: Request
 ) -> Response:
     """Minimum, maximum, mean, deviation, sparsity and dead channels of each layer."""
-    pipeline = pipeline_of(request)
-    job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.describe(job, visit_of(request)))
+    return await _answer(request, model, query)
 
 
 @router.post(
@@ -88,6 +82,10 @@ async def render_features(
 
     One scale holds for the whole layer; the one used stands in the file and in `Featuremaps-Scale`.
     """
+    return await _answer(request, model, query)
+
+
+async def _answer(request: Request, model: str, query: Query) -> Response:
     pipeline = pipeline_of(request)
-    job, asked = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.render(job, drawing(asked), visit_of(request)))
+    asked = await read_request(request, model, query, pipeline)
+    return payload_response(await pipeline.answer(asked, permit_of(request)))

@@ -1,16 +1,12 @@
 """Images kept for a while, and feature maps one can link to."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
 from service.errors import NotReady
-from service.pipeline.admission import Visit
-from service.pipeline.work import Pipeline
-from service.values import Job, Payload
+from service.pipeline.prepare import KeptImageRequest
 from service.web import etags
 from service.web.access import caller_of
 from service.web.answers import (
@@ -20,8 +16,9 @@ from service.web.answers import (
     payload_response,
     pieces_response,
 )
-from service.web.bodies import job_of, read_image
-from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.bodies import asked as asked_of
+from service.web.bodies import read_image
+from service.web.door import permit_of, pipeline_of, refuse_parameters
 from service.web.media import (
     ARRAYS,
     COMPUTED,
@@ -36,7 +33,7 @@ from service.web.media import (
 )
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
-from service.web.queries import SHA256, KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
+from service.web.queries import SHA256, KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery
 from service.web.schemas import ImageDescription, Statistics, image_description
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
@@ -44,7 +41,6 @@ ImageId = Annotated[str, Path(pattern=SHA256, description="SHA-256 of the image'
 # What was stored came from outside: as a document of this origin it may do nothing.
 SANDBOX = {"Content-Security-Policy": "sandbox; default-src 'none'; frame-ancestors 'none'"}
 REFUSALS = (400, 404, 413, 422, 503, 504)
-Work = Callable[[Pipeline, Job, Visit], Awaitable[Payload]]
 AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
 
 
@@ -67,7 +63,7 @@ async def create_image(request: Request) -> Response:
     """
     body = await read_image(request)
     pipeline = pipeline_of(request)
-    async with pipeline.bounded(visit_of(request)):
+    async with pipeline.bounded(permit_of(request)):
         stored, new = await pipeline.images.create(caller_of(request).name, body)
     answer = json_response(image_description(stored))
     answer.status_code = 201 if new else 200
@@ -87,13 +83,13 @@ async def create_image(request: Request) -> Response:
 )
 async def get_image(image_id: ImageId, request: Request) -> Response:
     """The bytes as they were sent, with the detected type."""
-    pipeline, owner, visit = pipeline_of(request), caller_of(request).name, visit_of(request)
+    pipeline, owner, permit = pipeline_of(request), caller_of(request).name, permit_of(request)
     headers = etags.cache_headers(request, f'"{image_id}"') | SANDBOX
-    async with pipeline.bounded(visit):
+    async with pipeline.bounded(permit):
         record = await pipeline.images.peek(owner, image_id)
         if etags.matches(request, headers["ETag"]):
             return etags.not_modified(headers)
-        visit.take(record.size_bytes)
+        permit.reserve(record.size_bytes)
         stored = await pipeline.images.get(owner, image_id)
     name = f"{image_id[:16]}.{stored.media_type.partition('/')[2]}"
     headers["Content-Disposition"] = disposition(name, stored.media_type)
@@ -110,7 +106,7 @@ async def get_image(image_id: ImageId, request: Request) -> Response:
 async def delete_image(image_id: ImageId, request: Request) -> Response:
     """Forget the image."""
     pipeline = pipeline_of(request)
-    async with pipeline.bounded(visit_of(request)):
+    async with pipeline.bounded(permit_of(request)):
         await pipeline.images.delete(caller_of(request).name, image_id)
     return Response(None, 204)
 
@@ -133,7 +129,7 @@ async def get_image_features(
 
     As `extract_features`, but `Accept` is ignored: one URL, one representation.
     """
-    return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
+    return await _answer(request, image_id, query)
 
 
 @router.get(
@@ -152,9 +148,7 @@ async def get_image_picture(
 
     As `render_features`.
     """
-    return await _answer(
-        request, image_id, query, lambda pipeline, job, visit: pipeline.render(job, drawing(query), visit)
-    )
+    return await _answer(request, image_id, query)
 
 
 @router.get(
@@ -174,23 +168,24 @@ async def get_image_statistics(
 
     As `describe_features`.
     """
-    return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.describe(job, visit))
+    return await _answer(request, image_id, query)
 
 
-async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -> Response:
+async def _answer(request: Request, image_id: str, query: AnyKept) -> Response:
     """An image that is gone is a 404, what the client still holds a 304; only then anything runs."""
-    pipeline = pipeline_of(request)
-    job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
-    model = await pipeline.find(job.model, job.version, visit_of(request), job.timeout_s)
+    pipeline, permit, owner = pipeline_of(request), permit_of(request), caller_of(request).name
+    fields = asked_of(request, query.model, query, negotiates=False)
+    asked = KeptImageRequest(image_id=image_id, owner=owner, **fields)
+    model = await pipeline.find(asked.model, asked.version, permit, asked.timeout_s)
     etags.check_digests(model, query.digest, query.preprocessing_digest)
-    async with pipeline.bounded(visit_of(request), job.timeout_s):
-        await pipeline.images.peek(caller_of(request).name, image_id)
-    etag = etags.tag(model, image_id, query, pipeline.runtime)
+    async with pipeline.bounded(permit, asked.timeout_s):
+        await pipeline.images.peek(owner, image_id)
+    etag = etags.tag(model, asked.text_key(), pipeline.runtime)
     pinned = None not in (query.version, query.digest, query.preprocessing_digest)
     headers = etags.cache_headers(request, etag, pinned=pinned)
     if etags.matches(request, etag):
         return etags.not_modified(headers | model_headers(model.identity))
-    payload = await work(pipeline, job, visit_of(request))
+    payload = await pipeline.answer(asked, permit)
     if payload.model != model.identity:
         raise NotReady(f"model {query.model!r} was replaced while it answered: ask again", retry_after_s=1)
     answer = payload_response(payload)

@@ -15,7 +15,7 @@ from service.web.answers import (
     model_headers,
     pieces_response,
 )
-from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.door import permit_of, pipeline_of, refuse_parameters
 from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
@@ -58,7 +58,7 @@ async def get_model(
     model: ModelName, query: Annotated[VersionQuery, Depends(asked(VersionQuery))], request: Request
 ) -> Response:
     """Inputs, preprocessing, labels, licence, digests and stages of one version of a model."""
-    loaded = await pipeline_of(request).find(model, query.version, visit_of(request))
+    loaded = await pipeline_of(request).find(model, query.version, permit_of(request))
     return json_response(model_description(loaded), loaded.identity)
 
 
@@ -76,14 +76,14 @@ async def list_layers(
     It takes the same `layers` and `size` as a request for maps: also its dry run.
     """
     pipeline = pipeline_of(request)
-    visit = visit_of(request)
-    selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), visit)
-    visit.model = selected.model.identity
+    permit = permit_of(request)
+    selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), permit)
+    permit.model = selected.model.identity
     accepted = request.headers.get("accept-encoding")
     response: Response = await pipeline.in_thread(
         lambda: long_json_response(layer_list(selected), selected.model.identity, accepted)
     )
-    visit.add(int(response.headers["content-length"]))
+    permit.add(int(response.headers["content-length"]))
     return response
 
 
@@ -104,17 +104,17 @@ async def get_filters(
     It is found by walking back over bias, normalisation and activation.
     """
     pipeline = pipeline_of(request)
-    visit = visit_of(request)
-    loaded = await pipeline.find(model, query.version, visit)
-    etag = etags.tag(loaded, "filters", query, pipeline.runtime)
+    permit = permit_of(request)
+    loaded = await pipeline.find(model, query.version, permit)
+    etag = etags.tag(loaded, f"filters {query.model_dump_json()}", pipeline.runtime)
     headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
     if etags.matches(request, etag):
         return etags.not_modified(headers)
-    visit.enter()
+    permit.acquire()
     most = pipeline.limits.answer_bytes
     encoded = await pipeline.in_thread(encode_filters, loaded, query.layer, query.format, most)
-    visit.exit()
-    visit.add(sum(map(len, encoded.chunks)))
+    permit.release()
+    permit.add(sum(map(len, encoded.chunks)))
     name = file_name(model, f"{query.layer}-filters", encoded.extension)
     headers["Content-Disposition"] = disposition(name, encoded.media_type)
     return pieces_response(encoded.chunks, headers, encoded.media_type)

@@ -6,18 +6,17 @@ from starlette.responses import Response
 from service.errors import MalformedRequest
 from service.intake import inflate
 from service.output.coding import OLD_CODINGS, choose_coding
-from service.pipeline.admission import Visit
-from service.pipeline.inference import HEAD_LENGTH
-from service.pipeline.work import Pipeline
-from service.values import Inference, Job
+from service.pipeline.admission import Permit
 from service.web.answers import payload_response
-from service.web.door import pipeline_of, visit_of
+from service.web.door import permit_of, pipeline_of
 from service.web.media import BINARY, COMPUTED, json_answer
 from service.web.problems import responses
 from service.web.routes.models import ModelName
 from service.web.v2.models import ANY_VERSION, ONE, VersionNumber
+from service.web.v2.outputs import HEAD_LENGTH, OutputsAnswer
+from service.web.v2.request import InferenceRequest
 from service.web.v2.schemas import InferenceResponse
-from service.web.v2.wire import read_inference
+from service.web.v2.wire import Asked, read_inference
 from service.web.visits import CODINGS
 
 router = APIRouter(prefix="/v2/models", tags=["v2"])
@@ -58,34 +57,37 @@ async def version_infer(model: ModelName, version: VersionNumber, request: Reque
 
 
 async def _infer(request: Request, model: str, version: str | None) -> Response:
-    pipeline, visit = pipeline_of(request), visit_of(request)
+    pipeline, permit = pipeline_of(request), permit_of(request)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     lengths = request.headers.getlist(HEAD_LENGTH)
     request.scope[CODINGS] = inflate.CODINGS
     body = await request.body()
     if len(lengths) > 1:
         raise MalformedRequest(f"{HEAD_LENGTH} is given more than once")
-    head_length = lengths[0] if lengths else None
-    inference, timeout_s = await pipeline.in_thread(_read, body, coding, head_length, pipeline, visit)
-    job = Job(
-        model=model,
-        version=version,
-        images=(),
-        tensor=None,
-        layers=(),
-        reduction=inference.default.reduction,
-        coding=choose_coding(request.headers.get("accept-encoding"), OLD_CODINGS),
-        timeout_s=timeout_s or pipeline.limits.timeout_s,
-        inference=inference,
-    )
-    return payload_response(await pipeline.infer(job, visit))
-
-
-def _read(
-    body: bytes, coding: str, head_length: str | None, pipeline: Pipeline, visit: Visit
-) -> tuple[Inference, float | None]:
     if coding != "identity":
-        body = inflate.inflate(body, max_bytes=pipeline.limits.body_bytes, take=visit.take)
-    inference, timeout_s = read_inference(body, head_length)
-    visit.take(sum(tensor.nbytes for tensor in (inference.tensors or {}).values()))
-    return inference, timeout_s
+        most = pipeline.limits.body_bytes
+        body = await pipeline.in_thread(inflate.inflate, body, max_bytes=most, take=permit.reserve)
+    asked = await pipeline.in_thread(_read, body, lengths[0] if lengths else None, permit)
+    answer = await pipeline.answer(
+        InferenceRequest(
+            model=model,
+            version=version,
+            answer=OutputsAnswer(),
+            coding=choose_coding(request.headers.get("accept-encoding"), OLD_CODINGS),
+            timeout_s=asked.timeout_s or pipeline.limits.timeout_s,
+            body=body,
+            head_bytes=asked.head_bytes,
+            id=asked.id,
+            tensors=asked.tensors,
+            outputs=asked.outputs,
+            default=asked.default,
+        ),
+        permit,
+    )
+    return payload_response(answer)
+
+
+def _read(body: bytes, head_length: str | None, permit: Permit) -> Asked:
+    asked = read_inference(body, head_length)
+    permit.reserve(sum(tensor.nbytes for tensor in (asked.tensors or {}).values()))
+    return asked

@@ -13,7 +13,7 @@ from service.errors import NotReady
 from service.pipeline.tally import Tally, Total
 from service.values import TensorSpec
 from service.web.answers import json_response
-from service.web.door import pipeline_of, visit_of
+from service.web.door import permit_of, pipeline_of
 from service.web.media import OF_MODEL, json_answer
 from service.web.problems import responses
 from service.web.queries import VERSION
@@ -122,12 +122,12 @@ async def model_statistics(model: ModelName, request: Request) -> Response:
 )
 async def version_statistics(model: ModelName, version: VersionNumber, request: Request) -> Response:
     """What was counted of one version."""
-    return _statistics(request, [await pipeline_of(request).find(model, version, visit_of(request))])
+    return _statistics(request, [await pipeline_of(request).find(model, version, permit_of(request))])
 
 
 async def _metadata(request: Request, name: str, version: str | None) -> Response:
     pipeline = pipeline_of(request)
-    entry, model = pipeline.catalog.entry(name), await pipeline.find(name, version, visit_of(request))
+    entry, model = pipeline.catalog.entry(name), await pipeline.find(name, version, permit_of(request))
     return json_response(await pipeline.in_thread(_model_metadata, entry, model), model.identity)
 
 
@@ -151,13 +151,13 @@ async def _ready(request: Request, name: str, version: str | None) -> Response:
     entry = pipeline.catalog.entry(name)
     if entry.peek(version) is None and entry.is_loading(version):
         raise NotReady(f"model {name!r} is loading", retry_after_s=1)
-    model = await pipeline.find(name, version, visit_of(request))
+    model = await pipeline.find(name, version, permit_of(request))
     return json_response({"name": name, "ready": True}, model.identity)
 
 
 async def _configuration(request: Request, name: str, version: str | None) -> Response:
     pipeline = pipeline_of(request)
-    model = await pipeline.find(name, version, visit_of(request))
+    model = await pipeline.find(name, version, permit_of(request))
     most = pipeline.limits.images
     return json_response(await pipeline.in_thread(_model_configuration, model, most), model.identity)
 

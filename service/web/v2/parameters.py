@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest
 from service.output.classes import MOST_CLASSES
-from service.values import Output, Reduction
+from service.values import Reduction
 from service.web.queries import JsonFeaturesQuery, reduction
+from service.web.v2.request import Output
 from service.web.v2.schemas import Parameters, RequestedOutput
 
 REDUCING = ("channels", "region", "pool", "grid", "dtype")

@@ -11,7 +11,7 @@ from service.engine.catalog import Entry, State
 from service.errors import InvalidParameter
 from service.web.access import admit_admin
 from service.web.audit import audited
-from service.web.door import pipeline_of, visit_of
+from service.web.door import permit_of, pipeline_of
 from service.web.problems import responses
 from service.web.routes.models import ModelName
 from service.web.v2.bodies import optional_body, read_optional
@@ -56,7 +56,7 @@ async def load(model: ModelName, request: Request) -> Response:
             "models are loaded as they lie on disk: config, file: and other parameters are not taken",
             parameter="parameters",
         )
-    visit_of(request).enter()
+    permit_of(request).acquire()
     async with audited(request, "load", model) as record:
         record["digest"] = (await pipeline_of(request).models.load(model)).identity.digest
     return Response(None, 200, {"Cache-Control": "no-store"})
@@ -74,7 +74,7 @@ async def unload(model: ModelName, request: Request) -> Response:
     asked = await read_optional(request, ChangeRequest)
     for name in asked.parameters.keys() - {"unload_dependents"}:
         raise InvalidParameter(f"there is no parameter {name[:100]!r}", parameter="parameters")
-    visit_of(request).enter()
+    permit_of(request).acquire()
     async with audited(request, "unload", model):
         await pipeline_of(request).models.unload(model)
     return Response(None, 200, {"Cache-Control": "no-store"})

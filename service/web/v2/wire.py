@@ -7,6 +7,7 @@ kind costs a few times its length in memory.
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from pydantic import ValidationError
 
 from service.errors import BodyTooLarge, MalformedRequest
 from service.intake.tensors import read_binary, read_numbers, read_texts
-from service.values import Array, Inference
+from service.values import Array
 from service.web.v2.parameters import read_outputs, read_timeout_s
+from service.web.v2.request import Output
 from service.web.v2.schemas import MOST_INPUTS, InferenceRequest, InputTensor
 from service.web.validation import name_of, parse_json, words_of
 
@@ -33,8 +35,20 @@ OF_NUMBERS[list(b"+-.0123456789eE, \t\r\n[]NaInfiytrulsE")] = True
 FIRST_PIECE_BYTES, PIECE_BYTES = 1 << 8, 1 << 16
 
 
-def read_inference(body: bytes, head_length: str | None) -> tuple[Inference, float | None]:
-    """The whole request and its deadline in seconds; `head_length` is Inference-Header-Content-Length.
+@dataclass(frozen=True)
+class Asked:
+    """What the bytes of a request say; None stands for what they do not say."""
+
+    head_bytes: int
+    default: Output
+    outputs: tuple[Output, ...] | None = None
+    tensors: Mapping[str, Array] | None = None
+    id: str | None = None
+    timeout_s: float | None = None
+
+
+def read_inference(body: bytes, head_length: str | None) -> Asked:
+    """The whole request; `head_length` is Inference-Header-Content-Length.
 
     Raises:
         MalformedRequest, InvalidParameter, NotCombinable
@@ -42,14 +56,13 @@ def read_inference(body: bytes, head_length: str | None) -> tuple[Inference, flo
     """
     length = _head_length(head_length, len(body))
     if head_length is not None and length == 0:
-        outputs, default = read_outputs(None, {"binary_data_output": True})
-        return Inference(body, 0, None, None, outputs, default), None
+        _, default = read_outputs(None, {"binary_data_output": True})
+        return Asked(0, default)
     numbers: dict[str, bytes] = {}
     request = _parsed(_without_numbers(body[:length], numbers))
     tensors = _read_inputs(request, numbers, memoryview(body)[length:], has_head=head_length is not None)
     outputs, default = read_outputs(request.outputs, request.parameters)
-    inference = Inference(body, length, request.id, tensors, outputs, default)
-    return inference, read_timeout_s(request.parameters)
+    return Asked(length, default, outputs, tensors, request.id, read_timeout_s(request.parameters))
 
 
 def _head_length(given: str | None, size: int) -> int:
