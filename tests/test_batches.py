@@ -158,26 +158,24 @@ def test_jpegs_of_many_callers_answer_as_they_do_alone(pipeline: Pipeline) -> No
 
 def test_who_leaves_before_a_batch_has_begun_leaves_nothing_behind(pipeline: Pipeline) -> None:
     """However long the batches before it take."""
-    assert pipeline._batches is not None
+    assert pipeline.batches is not None
     bodies = []
 
     async def ask() -> None:
         await pipeline.models.load_all()
-        pipeline._batches._places = 0
+        pipeline.batches.free_slots = 0
         asked = jobs("small", ["block2.add"] * 6, tensors(6, 3, 32, 32))
         callers = [asyncio.create_task(pipeline.answer(job)) for job in asked]
-        while sum(map(len, pipeline._batches._waiting.values())) < 6:  # noqa: ASYNC110 - it tells nobody
+        while sum(map(len, pipeline.batches.waiting.values())) < 6:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.001)
         for caller in callers[:-1]:
             caller.cancel()
         await asyncio.wait(callers[:-1])
-        bodies.extend(
-            one.ready.request.tensor for some in pipeline._batches._waiting.values() for one in some
-        )
+        bodies.extend(one.ready.request.tensor for some in pipeline.batches.waiting.values() for one in some)
         assert bodies == [asked[-1].tensor]
         callers[-1].cancel()
         await asyncio.wait(callers)
-        assert not pipeline._batches._waiting
+        assert not pipeline.batches.waiting
 
     asyncio.run(asyncio.wait_for(ask(), 20))
 
@@ -195,8 +193,8 @@ def test_all_that_share_a_batch_are_told_how_long_it_took_and_how_long_they_wait
 
 def test_no_model_waits_for_ever_behind_another_whose_requests_go_on(pipeline: Pipeline) -> None:
     """One request a batch of the first model, each of which brings the next one."""
-    assert pipeline._batches is not None
-    pipeline._batches._max_pixels = 1
+    assert pipeline.batches is not None
+    pipeline.batches.max_pixels = 1
     others = jobs("small", ["stem/relu"] * 8, tensors(8, 3, 32, 32))
     (one,) = jobs("reshaping", ["vector"], tensors(1, 3, 8, 8))
     is_over = asyncio.Event()
@@ -220,14 +218,14 @@ def test_no_model_waits_for_ever_behind_another_whose_requests_go_on(pipeline: P
 
 
 def test_who_leaves_does_not_put_those_beside_it_behind_another_model(pipeline: Pipeline) -> None:
-    assert pipeline._batches is not None
-    waiting = pipeline._batches._waiting
+    assert pipeline.batches is not None
+    waiting = pipeline.batches.waiting
     asked = jobs("small", ["stem/relu"] * 2, tensors(2, 3, 32, 32))
     asked += jobs("reshaping", ["vector"], tensors(1, 3, 8, 8))
 
     async def ask() -> None:
         await pipeline.models.load_all()
-        pipeline._batches._places = 0
+        pipeline.batches.free_slots = 0
         callers = []
         for number, job in enumerate(asked):
             callers.append(asyncio.create_task(pipeline.answer(job)))

@@ -40,10 +40,10 @@ class Inspector:
     def __init__(self, limits: ModelLimits, optimization: str) -> None:
         self.limits = limits
         self._given = json.dumps({"limits": asdict(limits), "optimization": optimization})
-        self._processes: set[Process] = set()
+        self.processes: set[Process] = set()
         self._idle: list[Process] = []
         self._is_closed = False
-        weakref.finalize(self, _end, self._processes)
+        weakref.finalize(self, _end, self.processes)
 
     def check(self, name: str, version: str, file: Path, folder: Path) -> str:
         """Check one file as a version of a model; the SHA-256 of what was checked.
@@ -60,7 +60,7 @@ class Inspector:
         """End every process; a check that runs fails, and none begins any more."""
         self._is_closed = True
         self._idle.clear()
-        _end(self._processes)
+        _end(self.processes)
 
     def _answer(self, asked: Mapping[str, str]) -> Mapping[str, Any]:
         longest = CLOCK_FACTOR * self.limits.check_seconds
@@ -71,7 +71,7 @@ class Inspector:
             if answer is not None:
                 self._idle.append(process)
                 return answer
-            self._processes.discard(process)
+            self.processes.discard(process)
             if (status := _close(process)) != ENDED_BY_ITSELF:
                 return {"reason": self._reason(status, is_late=time.monotonic() - start >= longest)}
 
@@ -82,9 +82,9 @@ class Inspector:
         with contextlib.suppress(IndexError):
             return self._idle.pop()
         process = _start(self._given)
-        self._processes.add(process)
+        self.processes.add(process)
         if _exchange(process, None, START_S) is None:
-            self._processes.discard(process)
+            self.processes.discard(process)
             _close(process)
             raise ModelFailed("the process that checks models does not start")
         return process

@@ -45,10 +45,10 @@ class Batches:
 
     def __init__(self, pools: Pools, max_pixels: int, at_once: int) -> None:
         self._pools = pools
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         # By the model and the images' shape; who came first is in the first of them.
-        self._waiting: dict[Hashable, list[_Waiting]] = {}
-        self._places = at_once
+        self.waiting: dict[Hashable, list[_Waiting]] = {}
+        self.free_slots = at_once
         self._running: set[asyncio.Task[None]] = set()  # The loop itself holds tasks weakly.
         self.sizes = Distribution(BATCH_SIZES)
         self.pixels = Distribution(BATCH_PIXELS)
@@ -61,9 +61,9 @@ class Batches:
         """
         waiting = _Waiting(ready, asyncio.get_running_loop().create_future(), time.perf_counter())
         key = (ready.model.identity, ready.prepared.tensor.shape[1:])
-        self._waiting.setdefault(key, []).append(waiting)
-        if self._places:
-            self._places -= 1
+        self.waiting.setdefault(key, []).append(waiting)
+        if self.free_slots:
+            self.free_slots -= 1
             running = asyncio.create_task(self._run_waiting())
             self._running.add(running)
             running.add_done_callback(self._running.discard)
@@ -78,20 +78,20 @@ class Batches:
 
     def _drop(self, key: Hashable, waiting: _Waiting) -> None:
         """Let go of what nobody waits for any more, unless it runs; those beside it keep their turn."""
-        others = self._waiting.get(key, [])
+        others = self.waiting.get(key, [])
         if waiting in others:
             others.remove(waiting)
         if not others:
-            self._waiting.pop(key, None)
+            self.waiting.pop(key, None)
 
     async def _run_waiting(self) -> None:
         """Run batch after batch until nobody waits; what did not fit into one goes behind the others."""
         try:
-            while self._waiting:
-                if batch := self._take(next(iter(self._waiting))):
+            while self.waiting:
+                if batch := self._take(next(iter(self.waiting))):
                     await self._run(batch)
         finally:
-            self._places += 1
+            self.free_slots += 1
 
     async def _run(self, batch: list[_Waiting]) -> None:
         self.sizes.add(len(batch))
@@ -110,17 +110,17 @@ class Batches:
 
     def _take(self, key: Hashable) -> list[_Waiting]:
         """Those who came first, as many as the budget allows; who has left is left out."""
-        waiting = [one for one in self._waiting.pop(key, []) if not one.outcome.done()]
+        waiting = [one for one in self.waiting.pop(key, []) if not one.outcome.done()]
         total = 0
 
         def fits(one: _Waiting) -> bool:
             nonlocal total
             total += one.pixels
-            return total <= self._max_pixels or one is waiting[0]
+            return total <= self.max_pixels or one is waiting[0]
 
         batch = list(takewhile(fits, waiting))
         if rest := waiting[len(batch) :]:
-            self._waiting[key] = rest
+            self.waiting[key] = rest
         return batch
 
 

@@ -74,7 +74,7 @@ class Pipeline:
         self._give_back = give_back
         self._resting: asyncio.TimerHandle | None = None
         self._pools = pools = Pools(threads, admission, self._rest, runs_at_once=runs_at_once)
-        self._batches = Batches(pools, max_batch_pixels, runs_at_once) if max_batch_pixels else None
+        self.batches = Batches(pools, max_batch_pixels, runs_at_once) if max_batch_pixels else None
         self._answers = SingleFlight()
         self._shared = Shared(map_cache_bytes, kept_bytes)
         self._inspector = inspector
@@ -83,8 +83,8 @@ class Pipeline:
         self.images = KeptImages(store, limits, InStage(pools, "store"), decoding=InStage(pools, "prepare"))
         self._from_kept = FromKept(pools, self.images, self._shared, self._count_run)
         self._from_body: Plain | Batched = Plain(pools, self._count_run)
-        if self._batches:
-            self._from_body = Batched(pools, self._batches, self._count_run)
+        if self.batches:
+            self._from_body = Batched(pools, self.batches, self._count_run)
 
     def figures(self) -> Figures:
         """What is counted about the inside, now."""
@@ -109,8 +109,8 @@ class Pipeline:
                 for n, v in versions
                 if v.state == "ready" and v.load_seconds
             ],
-            batch_sizes=self._batches.sizes if self._batches else None,
-            batch_pixels=self._batches.pixels if self._batches else None,
+            batch_sizes=self.batches.sizes if self.batches else None,
+            batch_pixels=self.batches.pixels if self.batches else None,
         )
 
     def close(self) -> None:

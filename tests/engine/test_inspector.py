@@ -60,11 +60,11 @@ def test_the_process_ends_when_nobody_has_asked_for_a_while_and_another_takes_it
 ) -> None:
     inspector = Inspector(LIMITS, "all")
     first = inspector.check("good", "1", good, NOWHERE)
-    (process,) = inspector._processes
+    (process,) = inspector.processes
     until_gone(process.pid)
     assert process.returncode == 0
     assert inspector.check("good", "1", good, NOWHERE) == first
-    assert inspector._processes != [process]
+    assert inspector.processes != [process]
     inspector.close()
 
 
@@ -79,7 +79,7 @@ def until_gone(pid: int, seconds: float = 60.0) -> None:
 def test_a_closed_inspector_leaves_no_process(good: Path) -> None:
     inspector = Inspector(LIMITS, "all")
     inspector.check("good", "1", good, NOWHERE)
-    (process,) = inspector._processes
+    (process,) = inspector.processes
     inspector.close()
     assert process.returncode is not None
 
@@ -90,7 +90,7 @@ def test_the_process_knows_nothing_of_the_services_environment(
     monkeypatch.setenv("FEATUREMAPS_KEYS", "secret")
     inspector = Inspector(LIMITS, "all")
     inspector.check("good", "1", good, NOWHERE)
-    (process,) = inspector._processes
+    (process,) = inspector.processes
     environment = Path(f"/proc/{process.pid}/environ")
     if not environment.exists():
         pytest.skip("this system does not tell the environment of a process")
@@ -105,4 +105,4 @@ def test_a_closed_inspector_checks_nothing_any_more(good: Path) -> None:
     closed.close()
     with pytest.raises(ModelFailed, match="ends"):
         closed.check("good", "1", good, NOWHERE)
-    assert not closed._processes
+    assert not closed.processes
