@@ -132,3 +132,16 @@ def test_a_gate_belongs_to_its_block() -> None:
     assert b.features(output) == [gated, last]
     rows = list_layers(network(model(b.nodes, [1, 3, SIDE, SIDE], [output], b.weights)))
     assert [row.name for row in rows if row.stage is not None] == [gated, last]
+
+
+def test_a_gate_in_a_block_that_changes_the_resolution_does_not_end_it_early() -> None:
+    """As the first stage of RegNetY-400MF: one gated block beside a strided shortcut."""
+    b = Builder()
+    stem = b.relu(b.conv("x", 8, 3, stride=2))
+    inner = b.relu(b.conv(stem, 8, 8, stride=2))
+    pooled = b.add("GlobalAveragePool", inner)
+    gated = b.add("Mul", inner, b.add("Sigmoid", b.conv(pooled, 8, 8, kernel=1)))
+    block = b.conv(gated, 8, 8, kernel=1)
+    first = b.relu(b.add("Add", block, b.conv(stem, 8, 8, kernel=1, stride=2)))
+    last = b.relu(b.add("Add", b.conv(first, 8, 8, stride=2), b.conv(first, 8, 8, kernel=1, stride=2)))
+    assert b.features(b.head(last, 8)) == [stem, first, last]

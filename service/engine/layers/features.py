@@ -221,14 +221,17 @@ class _Finder:
         return name
 
     def _is_resized(self, name: str, reduction: Fraction) -> bool:
-        """Whether a map comes from another resolution by some layers of its own."""
+        """Whether a map comes from another resolution by some layers of its own, gates included."""
+        is_read_by_gate = False
         for _ in range(LONGEST_WALK):
             node = self._maker(name)
-            if node is None or len(self._readers.get(name, ())) > 1:
+            if node is None or (len(self._readers.get(name, ())) > 1 and not is_read_by_gate):
                 return False
             if self._enters(node, reduction):
                 return True
-            name = node.inputs[0]
+            inner = self._activity.gated(node) or self._activity.argument(name)
+            is_read_by_gate = inner is not None
+            name = inner or node.inputs[0]
         return False
 
     def _leaving(self, name: str, region: _Region) -> list[Node]:

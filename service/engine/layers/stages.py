@@ -59,7 +59,7 @@ class Activity:
         node = self._makers.get(self._plain(name))
         if node is None or node.domain not in KNOWN_DOMAINS:
             return False
-        if (gated := self._gated(node)) is not None:
+        if (gated := self.gated(node)) is not None:
             return self.ends_stage(gated)
         merges = node.op in MERGES and len(self._seen(node)) > 1
         return merges or node.op in ACTIVATIONS or self._written_out(node) or self._clamps_on_the_way(name)
@@ -130,7 +130,7 @@ class Activity:
             return self._is_number(node) and inner is not None and self._written_out(inner)
         return node.op == "Mul" and (self._gates(seen[0], seen[1]) or self._gates(seen[1], seen[0]))
 
-    def _gated(self, node: Node) -> str | None:
+    def gated(self, node: Node) -> str | None:
         """The map that a node weighs channel by channel, as squeeze and excitation does."""
         seen = [self._plain(name) for name in self._seen(node)]
         if node.op != "Mul" or len(seen) != 2:
