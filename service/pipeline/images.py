@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from service.errors import ImageNotFound
 from service.intake.decode import decode
 from service.intake.store import ImageStore
-from service.intake.store_entry import ImageRecord
+from service.intake.store_entry import ImageRecord, StoreUsage
 from service.pipeline.stopwatch import Stopwatch
 from service.values import Limits, StoredImage
 
@@ -75,6 +75,15 @@ class KeptImages:
         """
         found: bool = await self._in_thread(Stopwatch(), self._store.delete, owner, image_id)
         _there(found or None, image_id)
+
+    async def usage(self) -> StoreUsage:
+        """Count the images and bytes of all owners.
+
+        Raises:
+            StoreUnavailable
+        """
+        found: StoreUsage = await self._in_thread(Stopwatch(), self._store.usage)
+        return found
 
 
 def _told(body: bytes, max_pixels: int) -> Mapping[str, Any]:
