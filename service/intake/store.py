@@ -6,7 +6,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from service.errors import ConfigurationError
-from service.intake.store_entry import ENTRY_BYTES, ImageRecord
+from service.intake.store_entry import ENTRY_BYTES, ImageRecord, StoreUsage
 from service.intake.store_redis import RedisStore
 from service.intake.store_sqlite import SqliteStore
 from service.values import StoredImage
@@ -19,9 +19,12 @@ class ImageStore(Protocol):
 
     An image belongs to its owner ("" where keys are off; a key's name or digest, never the key):
     the same bytes of two owners are two entries that count twice and live and die on their own.
-    Every entry counts its body and `ENTRY_BYTES` towards the bound; when a new one does not fit,
-    those that expire first make room, whoever owns them. Of several that expire at the very same
-    moment any may go first.
+    Every entry counts its body and `ENTRY_BYTES` towards `max_bytes`. When a new one does not fit,
+    the images that expire first make room: the uploader's own as long as they and the new one take
+    more than an equal share (`max_bytes` by the number of owners, the uploader included), otherwise
+    those of the owner who holds the most bytes. So an owner within the share loses images only to
+    an image that is larger than a share. Of several that expire at the very same moment any may go
+    first.
 
     Every method but `close` raises `StoreUnavailable` with `retry_after_s` where the store does
     not answer; a `put` or `delete` that raises it may still have been done, and can be repeated.
@@ -48,6 +51,9 @@ class ImageStore(Protocol):
 
     def delete(self, owner: str, image_id: str) -> bool:
         """Forget the image; False where `get` would have said None."""
+
+    def usage(self) -> StoreUsage:
+        """Count images and bytes; reads an index and no image."""
 
     def close(self) -> None:
         """Close every connection; to be called once nobody uses the store any more."""

@@ -22,20 +22,23 @@ class ImageRecord:
     """
 
     id: str
+    size_bytes: int
     media_type: str
     width: int
     height: int
-    size_bytes: int
     expires_at: float
 
 
-def identify(body: bytes) -> str:
-    """SHA-256 of the body, 64 hex digits in lower case."""
-    return hashlib.sha256(body).hexdigest()
+@dataclass(frozen=True)
+class StoreUsage:
+    """How much a store keeps: images that have not expired, and their bytes as the budget counts them."""
+
+    images: int
+    stored_bytes: int
 
 
-def refuse_larger(body: bytes, *, max_bytes: int) -> None:
-    """Refuse what does not fit even into an empty store.
+def identify(body: bytes, *, max_bytes: int) -> str:
+    """Return the SHA-256 of a body that fits into a store of `max_bytes`: 64 hex digits in lower case.
 
     Raises:
         BodyTooLarge: body and `ENTRY_BYTES` take more than `max_bytes`; `limit` and `actual` are bytes.
@@ -44,6 +47,7 @@ def refuse_larger(body: bytes, *, max_bytes: int) -> None:
     if len(body) > limit:
         detail = f"an image of {len(body)} bytes cannot be kept; the store takes {limit} bytes at most"
         raise BodyTooLarge(detail, limit=limit, actual=len(body))
+    return hashlib.sha256(body).hexdigest()
 
 
 def unavailable(error: Exception) -> StoreUnavailable:

@@ -11,73 +11,90 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from service.errors import ConfigurationError
-from service.intake.store_entry import ENTRY_BYTES, ImageRecord, identify, refuse_larger, unavailable
+from service.intake.store_entry import ENTRY_BYTES, ImageRecord, StoreUsage, identify, unavailable
 from service.values import StoredImage
 
 PREFIX = "featuremaps:image:"
 MAX_CONNECTIONS = 16
-# An image's key has a colon after the owner, these two have none: they never meet.
-_INDEX = PREFIX + "index"
-_TOTAL = PREFIX + "total"
+# A quoted owner has no slash, so this is no image's key, and neither are the indexes.
+_OWNERS = PREFIX + "/owners"
 
-# The index is a sorted set of `<cost>:<key>` by expiry in milliseconds, the total the sum of these
-# costs. Redis runs a script alone, so both stay true whoever else writes. Where the operator's
-# eviction took one of the two the other is worth nothing, and counting begins anew.
-_LEAVE = """
-local image, index, total = KEYS[1], KEYS[2], KEYS[3]
-local function leave(member)
-  if redis.call('EXISTS', index, total) < 2 then redis.call('DEL', index, total) end
-  if redis.call('ZREM', index, member) == 1 then
-    redis.call('DECRBY', total, string.match(member, '^%d+'))
-  end
-end
-"""
-# The time is Redis': the machines' clocks may differ. HSET must be the first to write: a script
-# that has written is no longer held to `maxmemory`.
-_PUT = (
-    _LEAVE
-    + """
-local body, media_type, width, height, age_ms, cost, max_bytes = unpack(ARGV)
+# `/owners` is a sorted set of owners by the bytes that their images count, `/owners/<owner>` one of
+# `<cost>:<image's key>` by expiry in milliseconds. Redis runs a script alone, so both stay true whoever
+# else writes. Where one of the two was lost, the owner's images are no longer counted. The time is
+# Redis', because the machines' clocks may differ.
+_COUNTING = """
+local owners = KEYS[1]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local expires_ms = string.format('%.0f', now_ms + age_ms)
+local function index_of(owner)
+  return owners .. '/' .. owner
+end
+local function forget(owner, entry)
+  if redis.call('ZSCORE', owners, owner) and redis.call('ZREM', index_of(owner), entry) == 1 then
+    local cost = string.match(entry, '^%d+')
+    redis.call('ZINCRBY', owners, -cost, owner)
+    return cost
+  end
+  return 0
+end
+local function forget_expired()
+  local images, total = 0, 0
+  for _, owner in ipairs(redis.call('ZRANGE', owners, 0, -1)) do
+    for _, entry in ipairs(redis.call('ZRANGEBYSCORE', index_of(owner), '-inf', now_ms)) do
+      forget(owner, entry)
+    end
+    local left = redis.call('ZCARD', index_of(owner))
+    if left == 0 then redis.call('ZREM', owners, owner) end
+    images = images + left
+    total = total + (redis.call('ZSCORE', owners, owner) or 0)
+  end
+  return images, total
+end
+"""
+# HSET must be the first to write: a script that has written is no longer held to `maxmemory`.
+_PUT = """
+local image, owner, body, media_type, width, height = KEYS[2], unpack(ARGV, 1, 5)
+local age_ms, cost, max_bytes = unpack(ARGV, 6)
+local expires_ms = now_ms + age_ms
 local existed = redis.call('EXISTS', image)
 redis.call('HSET', image, 'body', body, 'media_type', media_type, 'width', width, 'height', height,
   'size_bytes', #body, 'expires_ms', expires_ms)
 redis.call('PEXPIREAT', image, expires_ms)
-local member = cost .. ':' .. image
-leave(member)
-for _, expired in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', string.format('%.0f', now_ms))) do
-  leave(expired)
-end
-while redis.call('EXISTS', index) == 1 and redis.call('GET', total) + cost > tonumber(max_bytes) do
-  local oldest = redis.call('ZRANGE', index, 0, 0)[1]
+local _, total = forget_expired()
+if redis.call('ZADD', owners, 'NX', 0, owner) == 1 then redis.call('DEL', index_of(owner)) end
+local entry = cost .. ':' .. image
+total = total - forget(owner, entry)
+local share = max_bytes / redis.call('ZCARD', owners)
+while total + cost > tonumber(max_bytes) do
+  local held = tonumber(redis.call('ZSCORE', owners, owner))
+  local loser = owner
+  if held == 0 or held + cost <= share then loser = redis.call('ZREVRANGE', owners, 0, 0)[1] end
+  local oldest = redis.call('ZRANGE', index_of(loser), 0, 0)[1]
   redis.call('UNLINK', string.match(oldest, '^%d+:(.*)$'))
-  leave(oldest)
+  total = total - forget(loser, oldest)
 end
-redis.call('ZADD', index, expires_ms, member)
-redis.call('INCRBY', total, cost)
+redis.call('ZADD', index_of(owner), expires_ms, entry)
+redis.call('ZINCRBY', owners, cost, owner)
 return {existed, expires_ms}
 """
-)
-_DELETE = (
-    _LEAVE
-    + """
-leave((redis.call('HSTRLEN', image, 'body') + ARGV[1]) .. ':' .. image)
-return redis.call('UNLINK', image)
+_DELETE = """
+local owner, entry_bytes = unpack(ARGV)
+forget(owner, (redis.call('HSTRLEN', KEYS[2], 'body') + entry_bytes) .. ':' .. KEYS[2])
+return redis.call('UNLINK', KEYS[2])
 """
-)
+_USAGE = "return {forget_expired()}"
 
 
 class RedisStore:
     """The `ImageStore` of several replicas: a hash an image that Redis itself lets expire.
 
-    The bound in bytes is kept by a script at every `put`, exact under concurrency. Redis takes up
-    to a quarter more memory than it counts, and a few copies of an image while it arrives: let
-    `maxmemory` be at least one and a half times `max_bytes`, since a Redis that is full refuses
-    what is new before room is made here. Where Redis evicts by its own policy images are gone
-    early, nothing worse. The script touches keys that it finds in the index, so a Redis Cluster
-    will not do.
+    A script keeps the budget at every `put`, exact under concurrency. Redis takes up to a quarter
+    more memory than it counts, and a few copies of an image while it arrives: set `maxmemory` to at
+    least one and a half times `max_bytes`, since a full Redis refuses an image before the script
+    makes room. Set `maxmemory-policy noeviction`: any other policy may evict the counters of rate
+    limits, which expire as images do. The scripts touch keys that they find in an index, so Redis
+    Cluster is not supported.
     """
 
     def __init__(self, url: str, *, max_bytes: int, max_age_s: float, timeout_s: float = 2.0) -> None:
@@ -98,58 +115,57 @@ class RedisStore:
         self._pool = _pool(url, timeout_s)
         client: Redis = Redis(connection_pool=self._pool)
         self._client: Any = client  # redis-py's types answer for its asynchronous twin too
-        self._put = client.register_script(_PUT)
-        self._delete = client.register_script(_DELETE)
+        self._put = client.register_script(_COUNTING + _PUT)
+        self._delete = client.register_script(_COUNTING + _DELETE)
+        self._usage = client.register_script(_COUNTING + _USAGE)
 
     def put(
         self, owner: str, body: bytes, *, media_type: str, width: int, height: int
     ) -> tuple[StoredImage, bool]:
         """See `ImageStore.put`."""
-        refuse_larger(body, max_bytes=self._max_bytes)
-        image_id = identify(body)
+        image_id = identify(body, max_bytes=self._max_bytes)
         cost = len(body) + ENTRY_BYTES
         with _refusals():
             existed, expires_ms = self._put(
-                keys=[_key(owner, image_id), _INDEX, _TOTAL],
-                args=[body, media_type, width, height, self._age_ms, cost, self._max_bytes],
+                keys=[_OWNERS, _key(owner, image_id)],
+                args=[owner, body, media_type, width, height, self._age_ms, cost, self._max_bytes],
             )
-        image = StoredImage(image_id, body, media_type, width, height, int(expires_ms) / 1000)
-        return image, not existed
+        return StoredImage(image_id, body, media_type, width, height, expires_ms / 1000), not existed
 
     def get(self, owner: str, image_id: str) -> StoredImage | None:
         """See `ImageStore.get`."""
-        facts = self._fields(owner, image_id, "media_type", "width", "height", "expires_ms", "body")
-        if facts is None:
-            return None
-        media_type, width, height, expires_ms, body = facts
-        return StoredImage(
-            image_id, body, media_type.decode(), int(width), int(height), int(expires_ms) / 1000
-        )
+        found = self._found("body", owner, image_id)
+        return None if found is None else StoredImage(image_id, *found)
 
     def peek(self, owner: str, image_id: str) -> ImageRecord | None:
         """See `ImageStore.peek`."""
-        facts = self._fields(owner, image_id, "media_type", "width", "height", "expires_ms", "size_bytes")
-        if facts is None:
-            return None
-        media_type, width, height, expires_ms, size = facts
-        return ImageRecord(
-            image_id, media_type.decode(), int(width), int(height), int(size), int(expires_ms) / 1000
-        )
+        found = self._found("size_bytes", owner, image_id)
+        return None if found is None else ImageRecord(image_id, int(found[0]), *found[1:])
 
     def delete(self, owner: str, image_id: str) -> bool:
         """See `ImageStore.delete`."""
         with _refusals():
-            return bool(self._delete(keys=[_key(owner, image_id), _INDEX, _TOTAL], args=[ENTRY_BYTES]))
+            keys = [_OWNERS, _key(owner, image_id)]
+            return bool(self._delete(keys=keys, args=[owner, ENTRY_BYTES]))
+
+    def usage(self) -> StoreUsage:
+        """See `ImageStore.usage`."""
+        with _refusals():
+            images, stored_bytes = self._usage(keys=[_OWNERS])
+        return StoreUsage(images, stored_bytes)
 
     def close(self) -> None:
         """See `ImageStore.close`."""
         self._pool.disconnect()
 
-    def _fields(self, owner: str, image_id: str, *names: str) -> list[bytes] | None:
+    def _found(self, field: str, owner: str, image_id: str) -> tuple[bytes, str, int, int, float] | None:
+        fields = (field, "media_type", "width", "height", "expires_ms")
         with _refusals():
-            values: list[bytes | None] = self._client.hmget(_key(owner, image_id), names)
-        found = [value for value in values if value is not None]
-        return found if len(found) == len(names) else None
+            values: list[Any] = self._client.hmget(_key(owner, image_id), fields)
+        if None in values:
+            return None
+        value, media_type, width, height, expires_ms = values
+        return value, media_type.decode(), int(width), int(height), int(expires_ms) / 1000
 
 
 def _key(owner: str, image_id: str) -> str:

@@ -3,15 +3,14 @@
 import os
 import sqlite3
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from service.errors import ConfigurationError, StoreUnavailable
-from service.intake.store_entry import ENTRY_BYTES, ImageRecord, identify, refuse_larger, unavailable
+from service.intake.store_entry import ENTRY_BYTES, ImageRecord, StoreUsage, identify, unavailable
 from service.values import StoredImage
 
 BUSY_S = 5.0
@@ -35,12 +34,17 @@ CREATE TABLE images (
     body BLOB NOT NULL,
     UNIQUE (owner, id)
 );
-CREATE INDEX images_by_expiry ON images (expires_at, size_bytes);
 """
+_INDEX = "CREATE INDEX IF NOT EXISTS images_by_owner ON images (owner, expires_at, size_bytes)"
 _ALIVE = "FROM images WHERE owner = ? AND id = ? AND expires_at > ?"
-_INSERT = """
+# The inner query reads the index alone, not a page of each image.
+_DELETE_EXPIRED = "DELETE FROM images WHERE key IN (SELECT key FROM images WHERE expires_at <= ?)"
+_INSERT_OR_RENEW = """
 INSERT INTO images (owner, id, media_type, width, height, size_bytes, expires_at, body)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (owner, id) DO UPDATE SET
+    media_type = excluded.media_type, width = excluded.width, height = excluded.height,
+    expires_at = excluded.expires_at
 """
 
 
@@ -49,7 +53,7 @@ class SqliteStore:
 
     On the disk the file takes at most `max_bytes`, a thousandth of it and 32 KiB: pages that become
     free are used again. It never shrinks, and may be deleted while nothing runs. The write-ahead
-    log beside it takes `WAL_BYTES` and what is being written, more only while somebody reads for
+    log takes `WAL_BYTES` and the transaction being written, more only while somebody reads for
     longer than `BUSY_S`. A deleted image's bytes stay in free pages until they are overwritten.
     """
 
@@ -66,12 +70,13 @@ class SqliteStore:
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
-        self._lock = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
         self._closed = False
         try:
             _create(self._path)
-            self._idle.append(_checked(self._path))
+            with ExitStack() as stack:
+                _check(stack.enter_context(_opened(self._path)))
+                # Stays open, because the last connection that closes copies and deletes the log.
+                self._open = stack.pop_all()
         except (OSError, sqlite3.Error) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigurationError(f"{path} cannot be the store of images: {reason}") from error
@@ -80,30 +85,30 @@ class SqliteStore:
         self, owner: str, body: bytes, *, media_type: str, width: int, height: int
     ) -> tuple[StoredImage, bool]:
         """See `ImageStore.put`."""
-        refuse_larger(body, max_bytes=self._max_bytes)
-        image_id = identify(body)
+        image_id = identify(body, max_bytes=self._max_bytes)
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             # Read only now: waiting for the lock may have taken seconds.
             now = self._clock()
-            image = StoredImage(image_id, body, media_type, width, height, now + self._max_age_s)
-            connection.execute("DELETE FROM images WHERE expires_at <= ?", (now,))
-            new = not _renew(connection, owner, image)
+            expires_at = now + self._max_age_s
+            connection.execute(_DELETE_EXPIRED, (now,))
+            new = connection.execute(f"SELECT 1 {_ALIVE}", (owner, image_id, now)).fetchone() is None
             if new:
-                self._make_room(connection, len(body))
-                _insert(connection, owner, image)
+                self._make_room(connection, owner, len(body) + ENTRY_BYTES)
+            row = (owner, image_id, media_type, width, height, len(body), expires_at, body)
+            connection.execute(_INSERT_OR_RENEW, row)
             connection.execute("COMMIT")
             self._shorten_log(connection)
-        return image, new
+        return StoredImage(image_id, body, media_type, width, height, expires_at), new
 
     def get(self, owner: str, image_id: str) -> StoredImage | None:
         """See `ImageStore.get`."""
-        row = self._row("id, body, media_type, width, height, expires_at", owner, image_id)
+        row = self._row("body", owner, image_id)
         return None if row is None else StoredImage(*row)
 
     def peek(self, owner: str, image_id: str) -> ImageRecord | None:
         """See `ImageStore.peek`."""
-        row = self._row("id, media_type, width, height, size_bytes, expires_at", owner, image_id)
+        row = self._row("size_bytes", owner, image_id)
         return None if row is None else ImageRecord(*row)
 
     def delete(self, owner: str, image_id: str) -> bool:
@@ -112,27 +117,36 @@ class SqliteStore:
             found = connection.execute(f"DELETE {_ALIVE}", (owner, image_id, self._clock()))
             return found.rowcount > 0
 
-    def close(self) -> None:
-        """See `ImageStore.close`; a connection still in use is closed by its user."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    def _row(self, columns: str, owner: str, image_id: str) -> Any:
+    def usage(self) -> StoreUsage:
+        """See `ImageStore.usage`."""
+        sums = "SELECT count(*), total(size_bytes + ?) FROM images WHERE expires_at > ?"
         with self._connection() as connection:
-            asked = (owner, image_id, self._clock())
-            return connection.execute(f"SELECT {columns} {_ALIVE}", asked).fetchone()
+            images, stored_bytes = connection.execute(sums, (ENTRY_BYTES, self._clock())).fetchone()
+        return StoreUsage(images, int(stored_bytes))
 
-    def _make_room(self, connection: sqlite3.Connection, size_bytes: int) -> None:
-        kept = connection.execute("SELECT total(size_bytes + ?) FROM images", (ENTRY_BYTES,)).fetchone()[0]
-        excess = kept + size_bytes + ENTRY_BYTES - self._max_bytes
+    def close(self) -> None:
+        """See `ImageStore.close`."""
+        self._closed = True
+        self._open.close()
+
+    def _row(self, column: str, owner: str, image_id: str) -> Any:
+        query = f"SELECT id, {column}, media_type, width, height, expires_at {_ALIVE}"
+        with self._connection() as connection:
+            return connection.execute(query, (owner, image_id, self._clock())).fetchone()
+
+    def _make_room(self, connection: sqlite3.Connection, owner: str, cost: int) -> None:
+        sums = "SELECT owner, sum(size_bytes + ?) FROM images GROUP BY owner"
+        held = {owner: 0, **dict(connection.execute(sums, (ENTRY_BYTES,)))}
+        excess = sum(held.values()) + cost - self._max_bytes
+        share = self._max_bytes / len(held)
+        oldest = "SELECT key, size_bytes FROM images WHERE owner = ? ORDER BY expires_at, key LIMIT 1"
         while excess > 0:
-            oldest = "SELECT key, size_bytes FROM images ORDER BY expires_at, key LIMIT 1"
-            key, freed_bytes = connection.execute(oldest).fetchone()
+            over_share = held[owner] > 0 and held[owner] + cost > share
+            loser = owner if over_share else max(held, key=held.__getitem__)
+            key, size_bytes = connection.execute(oldest, (loser,)).fetchone()
             connection.execute("DELETE FROM images WHERE key = ?", (key,))
-            excess -= freed_bytes + ENTRY_BYTES
+            held[loser] -= size_bytes + ENTRY_BYTES
+            excess -= size_bytes + ENTRY_BYTES
 
     def _shorten_log(self, connection: sqlite3.Connection) -> None:
         # SQLite's own checkpoint stops at what a reader still needs, and never makes the log smaller.
@@ -142,45 +156,14 @@ class SqliteStore:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection to one thread; one that failed is closed, which rolls back, not kept."""
+        """Open the file for one call, which notices that it was deleted; a call that fails is rolled back."""
+        if self._closed:
+            raise StoreUnavailable("the store of images is closed: the service is stopping")
         try:
-            connection = self._take()
-            try:
+            with _opened(self._path) as connection:
                 yield connection
-            except BaseException:
-                connection.close()
-                raise
-            self._give_back(connection)
         except sqlite3.Error as error:
             raise unavailable(error) from error
-
-    def _take(self) -> sqlite3.Connection:
-        with self._lock:
-            if self._closed:
-                raise StoreUnavailable("the store of images is closed: the service is stopping")
-            if self._idle:
-                return self._idle.pop()
-        return _connect(self._path)
-
-    def _give_back(self, connection: sqlite3.Connection) -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(connection)
-                return
-        connection.close()
-
-
-def _renew(connection: sqlite3.Connection, owner: str, image: StoredImage) -> bool:
-    renewed = connection.execute(
-        "UPDATE images SET media_type = ?, width = ?, height = ?, expires_at = ? WHERE owner = ? AND id = ?",
-        (image.media_type, image.width, image.height, image.expires_at, owner, image.id),
-    )
-    return renewed.rowcount > 0
-
-
-def _insert(connection: sqlite3.Connection, owner: str, image: StoredImage) -> None:
-    facts = (image.media_type, image.width, image.height, len(image.body), image.expires_at)
-    connection.execute(_INSERT, (owner, image.id, *facts, image.body))
 
 
 def _create(path: Path) -> None:
@@ -205,32 +188,24 @@ def _create(path: Path) -> None:
         draft.unlink()
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     # mode=rw: a file that has vanished must fail and not come back empty and without a table.
-    # One thread at a time uses a connection, but not always the same one.
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-    )
-    try:
+    # The store may be closed by another thread than the one that opened it.
+    uri = f"{path.as_uri()}?mode=rw"
+    connection = sqlite3.connect(uri, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    with closing(connection):
         connection.execute("PRAGMA synchronous = NORMAL")
         # Some builds overwrite what is deleted, which doubles the writing and fills the log.
         connection.execute("PRAGMA secure_delete = OFF").fetchone()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        yield connection
 
 
-def _checked(path: Path) -> sqlite3.Connection:
-    connection = _connect(path)
-    try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
-            raise sqlite3.DatabaseError("it is a file of another program or version")
-        connection.execute("BEGIN IMMEDIATE")  # fails where the file cannot be written
-        connection.execute("ROLLBACK")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+def _check(connection: sqlite3.Connection) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if (application, version) != (_APPLICATION_ID, _SCHEMA_VERSION):
+        raise sqlite3.DatabaseError("it is a file of another program or version")
+    connection.execute("BEGIN IMMEDIATE")  # fails where the file cannot be written
+    connection.execute(_INDEX)  # not in the schema: files from before shares per owner lack it
+    connection.execute("COMMIT")

@@ -5,7 +5,7 @@ from typing import TypeVar
 from service.errors import ImageNotFound
 from service.intake.decode import decode
 from service.intake.store import ImageStore
-from service.intake.store_entry import ImageRecord
+from service.intake.store_entry import ImageRecord, StoreUsage
 from service.pipeline.pools import InStage
 from service.values import Limits, StoredImage
 
@@ -70,6 +70,14 @@ class KeptImages:
         """
         was_there = await self._in_thread(self._store.delete, owner, image_id)
         _there(was_there or None, image_id)
+
+    async def usage(self) -> StoreUsage:
+        """Count the images and bytes of all owners.
+
+        Raises:
+            StoreUnavailable
+        """
+        return await self._in_thread(self._store.usage)
 
 
 def _described(body: bytes, max_pixels: int) -> tuple[str, tuple[int, int]]:

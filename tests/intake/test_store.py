@@ -1,6 +1,7 @@
 """What holds for every store of images."""
 
 import hashlib
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from service.errors import BodyTooLarge, ConfigurationError
 from service.intake.store import ImageStore, open_store
-from service.intake.store_entry import ENTRY_BYTES, ImageRecord
+from service.intake.store_entry import ENTRY_BYTES, ImageRecord, StoreUsage
 from service.intake.store_redis import RedisStore
 from service.intake.store_sqlite import SqliteStore
 from service.values import StoredImage
@@ -18,24 +19,30 @@ from tests.intake.redis_server import until
 
 BODY = b"\x89PNG and the rest\x00\xff"
 ID = hashlib.sha256(BODY).hexdigest()
+# Bytes of an owner's smallest image; the others are multiples.
+OWNERS = {"": 5, "ann": 7, "b:ob": 11}
+
+
+def identify(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
 
 
 def put(store: ImageStore, body: bytes = BODY, owner: str = "") -> tuple[StoredImage, bool]:
     return store.put(owner, body, media_type="image/png", width=3, height=2)
 
 
-def put_in_turn(store: ImageStore, *bodies: bytes) -> list[str]:
+def put_in_turn(store: ImageStore, *bodies: bytes, owner: str = "") -> list[str]:
     """Put them so that no two expire in the same millisecond."""
     ids = []
     for body in bodies:
-        ids.append(put(store, body)[0].id)
+        ids.append(put(store, body, owner)[0].id)
         done = time.time()
         until(lambda done=done: time.time() > done + 0.002)  # type: ignore[misc]
     return ids
 
 
-def kept(store: ImageStore, ids: list[str]) -> list[bool]:
-    return [store.peek("", image_id) is not None for image_id in ids]
+def kept(store: ImageStore, ids: list[str], owner: str = "") -> list[bool]:
+    return [store.peek(owner, image_id) is not None for image_id in ids]
 
 
 def test_an_image_comes_back_as_it_was_put(store: ImageStore) -> None:
@@ -59,7 +66,7 @@ def test_it_expires_when_the_age_has_passed(store: ImageStore) -> None:
 
 def test_a_record_says_all_but_the_body(store: ImageStore) -> None:
     image, _ = put(store)
-    assert store.peek("", ID) == ImageRecord(ID, "image/png", 3, 2, len(BODY), image.expires_at)
+    assert store.peek("", ID) == ImageRecord(ID, len(BODY), "image/png", 3, 2, image.expires_at)
 
 
 def test_what_was_never_put_is_unknown(store: ImageStore) -> None:
@@ -188,6 +195,87 @@ def test_what_was_deleted_or_has_expired_counts_no_more(opening: Opening) -> Non
     long.delete("", ids.pop(0))
     ids += put_in_turn(long, b"d" * 1000)
     assert kept(long, ids) == [True, True]
+
+
+def test_an_owner_over_the_share_makes_room_with_the_own_oldest_image(opening: Opening) -> None:
+    store = opening(max_bytes=4 * (1000 + ENTRY_BYTES))
+    (older,) = put_in_turn(store, b"o" * 1000, owner="bob")
+    ids = put_in_turn(store, *(bytes([n]) * 1000 for n in range(5)), owner="ann")
+    assert kept(store, ids, "ann") == [False, False, True, True, True]
+    assert kept(store, [older], "bob") == [True]
+
+
+def test_an_owner_within_the_share_takes_room_of_the_largest_owner(opening: Opening) -> None:
+    store = opening(max_bytes=6 * (1000 + ENTRY_BYTES))
+    (oldest,) = put_in_turn(store, b"o" * 1000, owner="bob")
+    large = put_in_turn(store, *(bytes([n]) * 1000 for n in range(5)), owner="ann")
+    new = put_in_turn(store, b"1" * 1000, b"2" * 1000, owner="cas")
+    assert kept(store, [oldest], "bob") + kept(store, new, "cas") == [True, True, True]
+    assert kept(store, large, "ann") == [False, False, True, True, True]
+
+
+def test_an_image_larger_than_a_share_takes_room_of_others(opening: Opening) -> None:
+    store = opening(max_bytes=4 * (1000 + ENTRY_BYTES))
+    ids = put_in_turn(store, *(bytes([n]) * 1000 for n in range(4)), owner="ann")
+    put_in_turn(store, b"x" * (3 * (1000 + ENTRY_BYTES) - ENTRY_BYTES), owner="bob")
+    assert kept(store, ids, "ann") == [False, False, False, True]
+
+
+class BudgetModel:
+    """The rule of `ImageStore` on a list of (owner, body), the oldest first."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.images: list[tuple[str, bytes]] = []
+
+    def held(self, owner: str | None = None) -> int:
+        return sum(len(body) + ENTRY_BYTES for name, body in self.images if owner in (name, None))
+
+    def put(self, owner: str, body: bytes) -> None:
+        if (owner, body) in self.images:
+            self.images.remove((owner, body))
+        cost = len(body) + ENTRY_BYTES
+        owners = {owner} | {name for name, _ in self.images}
+        while self.held() + cost > self.max_bytes:
+            mine = self.held(owner)
+            loser = (
+                owner if mine and (mine + cost) * len(owners) > self.max_bytes else max(owners, key=self.held)
+            )
+            self.images.remove(next(image for image in self.images if image[0] == loser))
+        self.images.append((owner, body))
+
+    def delete(self, owner: str, body: bytes) -> bool:
+        found = (owner, body) in self.images
+        self.images = [image for image in self.images if image != (owner, body)]
+        return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_budget_and_shares_are_those_of_a_simple_model(opening: Opening, seed: int) -> None:
+    draw, max_bytes = random.Random(seed), 8 * ENTRY_BYTES
+    model, stores = BudgetModel(max_bytes), [opening(max_bytes=max_bytes) for _ in range(2)]
+    # No two owners hold the same number of bytes, so that the model knows which is the largest.
+    bodies = {owner: [bytes([n]) * (unit * 3**n) for n in range(6)] for owner, unit in OWNERS.items()}
+    for _ in range(60):
+        owner = draw.choice(list(bodies))
+        body, store = draw.choice(bodies[owner]), draw.choice(stores)
+        if draw.random() < 0.2:
+            assert store.delete(owner, identify(body)) == model.delete(owner, body)
+        else:
+            put_in_turn(store, body, owner=owner)
+            model.put(owner, body)
+        there = [(o, b) for o, own in bodies.items() for b in own if store.peek(o, identify(b))]
+        assert sorted(there) == sorted(model.images)
+        assert store.usage() == StoreUsage(len(there), model.held())
+
+
+def test_usage_is_that_of_images_that_have_not_expired(opening: Opening) -> None:
+    brief, long = opening(max_age_s=0.05), opening()
+    assert long.usage() == StoreUsage(0, 0)
+    gone, _ = put(brief, b"b" * 100)
+    put(long, b"a" * 1000, owner="ann")
+    until(lambda: brief.peek("", gone.id) is None)
+    assert long.usage() == StoreUsage(1, 1000 + ENTRY_BYTES)
 
 
 def test_an_image_larger_than_the_store_is_refused_and_harms_none(opening: Opening) -> None:

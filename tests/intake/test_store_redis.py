@@ -8,14 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from limits import parse
+from limits.storage import storage_from_string
+from limits.strategies import FixedWindowRateLimiter
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from service.errors import StoreUnavailable
-from service.intake.store_entry import ENTRY_BYTES
+from service.intake.store_entry import ENTRY_BYTES, StoreUsage
 from service.intake.store_redis import MAX_CONNECTIONS, RedisStore
 from tests.intake.redis_server import RedisServer, free_port, until
 
 LONGEST_WAIT_S = 5.0
+OWNERS = "featuremaps:image:/owners"
 
 
 @pytest.fixture
@@ -46,13 +50,13 @@ def refused(call: Callable[[], object]) -> StoreUnavailable:
 
 
 def counted(redis: RedisServer) -> tuple[int, int, int]:
-    """Bytes by the total, by the index, and by the images that are there, each with its cost."""
-    total = int(redis.admin.get("featuremaps:image:total") or 0)
-    members = redis.admin.zrange("featuremaps:image:index", 0, -1)
-    images = redis.admin.keys("featuremaps:image:*:*")
+    """Bytes by the owners' sums, by their indexes, and by the images that are there, each with its cost."""
+    sums = redis.admin.zrange(OWNERS, 0, -1, withscores=True)
+    entries = [entry for key in redis.admin.keys(f"{OWNERS}/*") for entry in redis.admin.zrange(key, 0, -1)]
+    images = redis.admin.keys("featuremaps:image:[^/]*:*") + redis.admin.keys("featuremaps:image::*")
     return (
-        total,
-        sum(int(member.split(b":")[0]) for member in members),
+        int(sum(score for _, score in sums)),
+        sum(int(entry.split(b":")[0]) for entry in entries),
         sum(redis.admin.hstrlen(image, "body") + ENTRY_BYTES for image in images),
     )
 
@@ -117,6 +121,22 @@ def test_a_full_redis_takes_nothing_and_keeps_what_it_has(redis: RedisServer, st
     assert counted(redis) == (2 * (1000 + ENTRY_BYTES),) * 3
 
 
+def test_images_never_push_out_the_counters_of_rate_limits(redis: RedisServer) -> None:
+    """With the settings that the documentation asks for: 1.5 times the budget, noeviction."""
+    budget = 16 << 20
+    redis.admin.config_set("maxmemory", budget * 3 // 2)
+    redis.admin.config_set("maxmemory-policy", "noeviction")
+    counter, rate = FixedWindowRateLimiter(storage_from_string(redis.url)), parse("5/hour")
+    callers = [str(n) for n in range(100)]
+    assert all(counter.hit(rate, caller) for caller in callers)
+    with closing(opened(redis.url, max_bytes=budget)) as store:
+        for n in range(240):
+            put(store, b"%d " % n * 50_000, owner=str(n % 3))
+        assert budget * 0.9 < store.usage().stored_bytes <= budget
+    assert [counter.get_window_stats(rate, caller).remaining for caller in callers] == [4] * 100
+    assert redis.admin.info("stats")["evicted_keys"] == 0
+
+
 def test_a_foreign_value_under_an_images_key_is_unavailable(redis: RedisServer, store: RedisStore) -> None:
     image_id = put(store)
     redis.admin.set(f"featuremaps:image::{image_id}", "foreign")
@@ -171,8 +191,9 @@ def test_every_key_has_the_prefix_and_nothing_but_counting_is_left(
         image_id = put(store, owner=owner)
         assert all(key.startswith(b"featuremaps:image:") for key in redis.admin.keys("*"))
         store.delete(owner, image_id)
-    assert redis.admin.keys("*") == [b"featuremaps:image:total"]
-    assert counted(redis) == (0, 0, 0)
+    assert redis.admin.keys("*") == [OWNERS.encode()]
+    assert store.usage() == StoreUsage(0, 0)
+    assert redis.admin.keys("*") == []
 
 
 def test_the_bound_and_the_count_hold_under_concurrency(redis: RedisServer) -> None:
@@ -183,7 +204,7 @@ def test_the_bound_and_the_count_hold_under_concurrency(redis: RedisServer) -> N
         image_id = put(stores[n % 2], b"%d " % (n % 60) * (100 + n % 7 * 100), owner=str(n % 3))
         if n % 5 == 0:
             stores[1 - n % 2].delete(str(n % 3), image_id)
-        assert int(redis.admin.get("featuremaps:image:total") or 0) <= bound
+        assert stores[n % 2].usage().stored_bytes <= bound
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(400)))
@@ -193,13 +214,13 @@ def test_the_bound_and_the_count_hold_under_concurrency(redis: RedisServer) -> N
     assert bound / 2 < total == indexed == there <= bound
 
 
-@pytest.mark.parametrize("lost", ["index", "total"])
-def test_counting_begins_anew_where_redis_evicted_the_count(
+@pytest.mark.parametrize("lost", [OWNERS, f"{OWNERS}/"])
+def test_counting_starts_again_where_the_count_was_lost(
     redis: RedisServer, store: RedisStore, lost: str
 ) -> None:
     put(store, b"a")
     put(store, b"b")
-    redis.admin.delete(f"featuremaps:image:{lost}")
+    redis.admin.delete(lost)
     assert store.put("", b"a", media_type="image/png", width=3, height=2)[1] is False
     assert counted(redis)[:2] == (1 + ENTRY_BYTES, 1 + ENTRY_BYTES)
     put(store, b"b")

@@ -139,6 +139,19 @@ def test_a_file_that_is_no_store_is_refused_at_start_in_one_line(
         opened(tmp_path / "images.db")
 
 
+def test_a_file_from_before_shares_per_owner_is_still_used(tmp_path: Path) -> None:
+    path = tmp_path / "images.db"
+    with closing(opened(path)) as store:
+        image_id = put(store, b"a")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP INDEX images_by_owner")
+        connection.execute("CREATE INDEX images_by_expiry ON images (expires_at, size_bytes)")
+    with closing(opened(path)) as store, closing(sqlite3.connect(path)) as connection:
+        assert store.get("", image_id) is not None
+        names = connection.execute("SELECT name FROM sqlite_schema WHERE sql LIKE 'CREATE INDEX%'").fetchall()
+        assert ("images_by_owner",) in names
+
+
 def test_a_folder_that_cannot_be_made_is_refused_at_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"Not a directory|File exists"):
@@ -171,6 +184,14 @@ def test_a_file_that_vanishes_does_not_come_back_empty(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable):
             put(store, b"a")
     assert not path.exists()
+
+
+def test_a_file_that_was_deleted_is_noticed(tmp_path: Path, store: SqliteStore) -> None:
+    image_id = put(store, b"a")
+    (tmp_path / "images.db").unlink()
+    for call in (lambda: put(store, b"b"), lambda: store.get("", image_id), store.usage):
+        with pytest.raises(StoreUnavailable):
+            call()
 
 
 def test_a_writer_that_never_ends_makes_others_unavailable_not_wait(
@@ -270,6 +291,16 @@ class AgainstADict(RuleBasedStateMachine):
     def cost(self) -> int:
         return sum(len(body) + ENTRY_BYTES for _, body in self.model)
 
+    def next_to_go(self, new: tuple[str, bytes], share: float) -> tuple[str, bytes]:
+        held = dict.fromkeys((new[0], "", "ann"), 0)
+        for owner, body in self.model:
+            held[owner] += len(body) + ENTRY_BYTES
+        over_share = held[new[0]] > share
+        held[new[0]] -= len(new[1]) + ENTRY_BYTES
+        loser = new[0] if held[new[0]] and over_share else max(held, key=held.__getitem__)
+        keys = (key for key in self.model if key[0] == loser and key != new)
+        return min(keys, key=self.model.__getitem__)
+
     @rule(
         target=images,
         owner=st.sampled_from(["", "ann"]),
@@ -283,9 +314,10 @@ class AgainstADict(RuleBasedStateMachine):
     def put(self, image: tuple[str, bytes], worker: int) -> None:
         new = image not in self.model
         self.model[image] = self.clock.now + 60
-        while self.cost() > self.MAX_BYTES:
-            del self.model[min((key for key in self.model if key != image), key=self.model.__getitem__)]
         owner, body = image
+        share = self.MAX_BYTES / len({name for name, _ in self.model})
+        while self.cost() > self.MAX_BYTES:
+            del self.model[self.next_to_go(image, share)]
         stored, was_new = self.stores[worker].put(owner, body, media_type="m", width=1, height=1)
         assert (was_new, stored.expires_at) == (new, self.model[image])
 

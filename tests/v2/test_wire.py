@@ -333,6 +333,16 @@ def test_a_malformed_body_is_refused_soon_with_memory_flat(http: httpx.Client, v
     assert pool(http, BODY, **LABELLED)
 
 
+def test_a_list_of_sixteen_million_numbers_costs_little_memory(http: httpx.Client, v2_server: Server) -> None:
+    """All are parsed before the rank is refused; each as an object would take half a gigabyte."""
+    count = (32 << 20) // 2 - 128
+    body = asked([7], shape=[count]).replace(b"[7]", b"[" + b"0," * (count - 1) + b"0]")
+    refusals: list[httpx.Response] = []
+    peak = v2_server.peak_bytes(lambda: refusals.append(http.post(INFER, content=body)))
+    assert (refusals[0].status_code, refusals[0].json()["code"]) == (422, "shape-mismatch"), refusals[0].text
+    assert peak < 150_000_000 + len(body)
+
+
 @point(21)
 def test_a_service_that_still_loads_is_not_ready(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("loading")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
 from pydantic import ValidationError
 
@@ -26,13 +25,9 @@ from service.web.validation import name_of, parse_json, words_of
 LONGEST_JSON_BYTES = 2 << 20
 # Of that JSON; numbers are not among it, texts are.
 MOST_VALUES = 1 << 16
-DATA_KEY = b'"data"'
-LIST_FOLLOWS = re.compile(rb'"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}(?=\[)')
+# A list of numbers with its key; without `{` and `"` it ends before anything else of the JSON begins.
+NUMBERS = re.compile(rb'("data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64})(\[[-+.0-9eE, \t\r\n\[\]NaInfiytruls]*\])')
 MOST_SPACES = 64
-OF_NUMBERS = np.zeros(256, bool)
-OF_NUMBERS[list(b"+-.0123456789eE, \t\r\n[]NaInfiytrulsE")] = True
-# Many keys with next to nothing behind them must not cost a large piece each.
-FIRST_PIECE_BYTES, PIECE_BYTES = 1 << 8, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,8 @@ def read_inference(body: bytes, head_length: str | None) -> Asked:
     if head_length is not None and length == 0:
         _, default = read_outputs(None, {"binary_data_output": True})
         return Asked(0, default)
-    numbers: dict[str, bytes] = {}
-    request = _parsed(_without_numbers(body[:length], numbers))
+    text, numbers = _cut_numbers(body[:length])
+    request = _parsed(text)
     tensors = _read_inputs(request, numbers, memoryview(body)[length:], has_head=head_length is not None)
     outputs, default = read_outputs(request.outputs, request.parameters)
     return Asked(length, default, outputs, tensors, request.id, read_timeout_s(request.parameters))
@@ -75,38 +70,22 @@ def _head_length(given: str | None, size: int) -> int:
     return int(given)
 
 
-def _without_numbers(text: bytes, numbers: dict[str, bytes]) -> bytes:
-    """The JSON with a name in place of each list of numbers called `data`, which goes to `numbers`.
+def _cut_numbers(text: bytes) -> tuple[bytes, Mapping[str, bytes]]:
+    """Replace each list of numbers called `data` by a name; return the short JSON and the lists by name.
 
     A quote within a JSON text has a backslash before it, so `{"data"` and `,"data"` are keys.
     """
-    secret, parts, start, place = secrets.token_hex(8), [], 0, -1
-    for index in range(MOST_INPUTS):
-        place = text.find(DATA_KEY, place + 1)
-        if place < 0:
-            break
-        before = text[max(place - MOST_SPACES, 0) : place].rstrip()[-1:]
-        key = LIST_FOLLOWS.match(text, place)
-        if before not in (b"{", b",") or key is None:
-            continue
-        if end := _end_of_numbers(text, key.end()):
-            name = f"{secret}.{index}"
-            numbers[name] = text[key.end() : end]
-            parts += [text[start : key.end()], b'"', name.encode(), b'"']
-            start, place = end, end - 1
-    return b"".join([*parts, text[start:]])
+    secret, numbers = secrets.token_hex(8), dict[str, bytes]()
 
+    def replace(found: re.Match[bytes]) -> bytes:
+        before = text[max(found.start() - MOST_SPACES, 0) : found.start()].rstrip()
+        if not before.endswith((b"{", b",")):
+            return found[0]
+        name = f"{secret}.{len(numbers)}"
+        numbers[name] = found[2]
+        return found[1] + orjson.dumps(name)
 
-def _end_of_numbers(text: bytes, start: int) -> int:
-    """Behind the last bracket of what holds nothing but numbers; 0 where there is none."""
-    end, size = start, FIRST_PIECE_BYTES
-    while end < len(text):
-        of_numbers = OF_NUMBERS[np.frombuffer(text[end : end + size], np.uint8)]
-        if not of_numbers.all():
-            end += int(of_numbers.argmin())
-            break
-        end, size = end + len(of_numbers), PIECE_BYTES
-    return text.rfind(b"]", start, end) + 1
+    return NUMBERS.sub(replace, text, count=MOST_INPUTS), numbers
 
 
 def _parsed(text: bytes) -> InferenceRequest:
