@@ -24,7 +24,7 @@ from service.output.table import choose_format
 from service.pipeline.admission import Admission, Visit
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name, map_of
 from service.pipeline.batches import Batches
-from service.pipeline.figures import Figures, ModelFigures
+from service.pipeline.figures import Figures
 from service.pipeline.identical import identical
 from service.pipeline.images import KeptImages
 from service.pipeline.inference import InferenceAnswer, compute, prepare_inference
@@ -93,7 +93,8 @@ class Pipeline:
 
     def figures(self) -> Figures:
         """What is counted about the inside, now."""
-        versions = [(e.name, v) for e in self.catalog.entries.values() for v in e.versions]
+        entries = self.catalog.entries.values()
+        ready = [(entry.name, v) for entry in entries for v in entry.versions if v.state == "ready"]
         return Figures(
             requests=self.admission.requests,
             max_requests=self.admission.max_requests,
@@ -108,15 +109,14 @@ class Pipeline:
             cache_bytes=self._shared.kept_bytes,
             max_cache_bytes=self._shared.max_bytes,
             coded=self._coded,
-            states=Counter(entry.summary().state for entry in self.catalog.entries.values()),
-            models=[
-                ModelFigures(n, v.version, v.load_seconds)
-                for n, v in versions
-                if v.state == "ready" and v.load_seconds
-            ],
-            batch_sizes=self._batches.sizes if self._batches else None,
-            batch_pixels=self._batches.pixels if self._batches else None,
+            states=Counter(entry.summary().state for entry in entries),
+            load_seconds={(name, v.version): v.load_seconds for name, v in ready if v.load_seconds},
         )
+
+    def observe_batches(self, observe: Callable[[int, int], None]) -> None:
+        """Call `observe` with the requests and the pixels of each shared batch, on the event loop."""
+        if self._batches is not None:
+            self._batches.observers.append(observe)
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""
