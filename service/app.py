@@ -27,7 +27,6 @@ from service.web.access import Guard, is_loopback
 from service.web.application import build
 from service.web.exchange import Observer
 from service.web.keys import KeyRing
-from service.web.place import ALONE, Place
 from service.web.rates import Rates
 
 BUNDLED_MODEL = Path("cifar-resnet", "1", "model.onnx")
@@ -100,14 +99,13 @@ def _batches(settings: Settings, runtime: Runtime) -> bool:
     return settings.batching == "on" or (settings.batching == "auto" and runtime.provider == "cuda")
 
 
-def make_app(settings: Settings, place: Place = ALONE) -> FastAPI:
-    """The whole service as an ASGI application; as one of several workers with its share of the budgets."""
+def make_app(settings: Settings) -> FastAPI:
+    """The whole service as an ASGI application; one of several workers has its share of the budgets."""
     return build(
-        make_pipeline(settings, place.workers),
+        make_pipeline(settings, settings.workers),
         eager=settings.load == "eager",
         settings=shown(settings),
-        guard=guard_of(settings, place.workers),
-        place=place,
+        guard=guard_of(settings, settings.workers),
         observers=[open_traces(settings.trace_endpoint)] if settings.trace_endpoint else [],
     )
 

@@ -192,7 +192,7 @@ def test_an_answer_to_who_has_left_with_a_request_behind_it_is_no_error_of_ours(
 def metric(server: Server, name: str) -> float:
     with server.client() as client:
         lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"featuremaps_{name}{{"))
+    return sum(float(line.split()[-1]) for line in lines if re.match(rf"featuremaps_{name}[ {{]", line))
 
 
 def cancelled(server: Server) -> float:

@@ -1,6 +1,6 @@
 """One worker process: serves the connections that its supervisor hands over.
 
-Started as `python -m service.cli.worker CHANNEL WORKER STARTS FOLDER` with the settings as JSON on standard
+Started as `python -m service.cli.worker CHANNEL WORKER` with the settings as JSON on standard
 input. It ends when no more connections will come and those that did are answered.
 """
 
@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
@@ -22,7 +21,6 @@ from service.cli.server import Server
 from service.cli.statuses import BAD_USAGE
 from service.errors import ConfigurationError
 from service.settings import Settings
-from service.web.place import Place
 
 
 class Worker(Server):
@@ -60,11 +58,10 @@ def main() -> None:
     # Python closes sockets before it has ended; this one tells the supervisor that the process has.
     os.dup(channel.fileno())
     settings = Settings.model_validate_json(sys.stdin.buffer.read())
-    place = Place(int(sys.argv[2]), settings.workers, int(sys.argv[3]), Path(sys.argv[4]))
-    set_up(settings, place.worker)
+    set_up(settings, int(sys.argv[2]))
     allow_connections()
     try:
-        app = make_app(settings, place)
+        app = make_app(settings)
     except ConfigurationError as error:
         click.echo(f"featuremaps: {error}", err=True)
         sys.exit(BAD_USAGE)

@@ -7,6 +7,7 @@ and a connection that was handed over does not pass through it.
 
 import logging
 import math
+import os
 import selectors
 import signal
 import socket
@@ -18,6 +19,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
+
+from prometheus_client.multiprocess import mark_process_dead
 
 from service.cli.arrivals import BACKLOG, hold_off, listen
 from service.cli.channel import Report, Reports
@@ -69,11 +72,12 @@ class Worker:
         self.report, self._reports = Report(), Reports()
         self.channel, theirs = socket.socketpair()
         self.channel.setblocking(False)
-        given = (theirs.fileno(), self.number, self.starts, self._folder)
+        given = (theirs.fileno(), self.number)
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - this program itself, with numbers and a folder
                 [sys.executable, "-m", "service.cli.worker", *map(str, given)],
                 stdin=subprocess.PIPE,
+                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._folder)},
                 pass_fds=[theirs.fileno()],
                 # Ctrl+C reaches the supervisor alone, which then ends the workers.
                 process_group=0,
@@ -118,6 +122,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
+        mark_process_dead(self.process.pid, str(self._folder))  # type: ignore[no-untyped-call]
         lived_s, self.process = time.monotonic() - self._started, None
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) if lived_s < SHORT_LIFE_S else FIRST_PAUSE_S
         self.due = time.monotonic() + (self._pause_s if lived_s < SHORT_LIFE_S else 0)

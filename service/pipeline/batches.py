@@ -5,22 +5,17 @@ Nobody waits for others to come: whoever finds the network free runs, and takes 
 
 import asyncio
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
 from service.engine.loaded import Outcome
 from service.engine.runner import Stop
-from service.pipeline.figures import Distribution
 from service.pipeline.pools import Pools
 from service.pipeline.request import Ready
 from service.pipeline.stopwatch import Stopwatch
 from service.values import Array
-
-# Bounds of what is counted about batches.
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-BATCH_PIXELS = (10_000, 50_000, 100_000, 500_000, 1_000_000, 2_000_000, 4_000_000, 16_000_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +45,8 @@ class Batches:
         self.waiting: dict[Hashable, list[_Waiting]] = {}
         self.free_slots = at_once
         self._running: set[asyncio.Task[None]] = set()  # The loop itself holds tasks weakly.
-        self.sizes = Distribution(BATCH_SIZES)
-        self.pixels = Distribution(BATCH_PIXELS)
+        # Called with the requests and the pixels of each batch.
+        self.observers: list[Callable[[int, int], None]] = []
 
     async def run(self, ready: Ready) -> Mapping[str, Array]:
         """The maps of one job.
@@ -94,8 +89,8 @@ class Batches:
             self.free_slots += 1
 
     async def _run(self, batch: list[_Waiting]) -> None:
-        self.sizes.add(len(batch))
-        self.pixels.add(sum(one.pixels for one in batch))
+        for observe in self.observers:
+            observe(len(batch), sum(one.pixels for one in batch))
         stop = Stop()
         for one in batch:
             one.outcome.add_done_callback(lambda _: _stop_if_alone(batch, stop))

@@ -17,7 +17,7 @@ from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
 from service.pipeline.admission import Admission, Permit
 from service.pipeline.batches import Batches
-from service.pipeline.figures import Figures, ModelFigures
+from service.pipeline.figures import Figures
 from service.pipeline.images import KeptImages
 from service.pipeline.models import Models
 from service.pipeline.pools import InStage, Pools
@@ -88,7 +88,8 @@ class Pipeline:
 
     def figures(self) -> Figures:
         """What is counted about the inside, now."""
-        versions = [(e.name, v) for e in self.catalog.entries.values() for v in e.versions]
+        entries = self.catalog.entries.values()
+        ready = [(entry.name, v) for entry in entries for v in entry.versions if v.state == "ready"]
         return Figures(
             requests=self.admission.requests,
             max_requests=self.admission.max_requests,
@@ -103,15 +104,14 @@ class Pipeline:
             cache_bytes=self._shared.kept_bytes,
             max_cache_bytes=self._shared.max_bytes,
             coded=self._coded,
-            states=Counter(entry.summary().state for entry in self.catalog.entries.values()),
-            models=[
-                ModelFigures(n, v.version, v.load_seconds)
-                for n, v in versions
-                if v.state == "ready" and v.load_seconds
-            ],
-            batch_sizes=self.batches.sizes if self.batches else None,
-            batch_pixels=self.batches.pixels if self.batches else None,
+            states=Counter(entry.summary().state for entry in entries),
+            load_seconds={(name, v.version): v.load_seconds for name, v in ready if v.load_seconds},
         )
+
+    def observe_batches(self, observe: Callable[[int, int], None]) -> None:
+        """Call `observe` with the requests and the pixels of each shared batch, on the event loop."""
+        if self.batches is not None:
+            self.batches.observers.append(observe)
 
     def close(self) -> None:
         """Stop all threads; what waits is dropped."""

@@ -13,14 +13,13 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__
 from service.pipeline.work import Pipeline
-from service.web import cors, journal, openapi, problems, siblings
+from service.web import cors, journal, openapi, problems
 from service.web.access import Access, Guard
 from service.web.direct import Direct
 from service.web.door import Readiness
 from service.web.exchange import Observer
 from service.web.metrics import Metrics
 from service.web.middleware import HeadAsGet, RequestContext
-from service.web.place import Place
 from service.web.routes import access, admin, features, images, models, operation, pages
 from service.web.v2 import inference, repository, server
 from service.web.v2 import models as v2_models
@@ -53,7 +52,6 @@ def build(
     eager: bool,
     settings: Mapping[str, object],
     guard: Guard,
-    place: Place,
     observers: Sequence[Observer],
 ) -> Application:
     """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
@@ -70,8 +68,7 @@ def build(
     )
     app.state.pipeline = pipeline
     app.state.readiness = Readiness()
-    app.state.metrics = Metrics(pipeline, app.state.readiness, place)
-    app.state.place = place
+    app.state.metrics = Metrics(pipeline, app.state.readiness)
     app.state.settings = settings
     app.state.guard = guard
     ours = (access, admin, features, images, models, operation, pages)
@@ -111,10 +108,12 @@ def _life(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(app, eager))
-        async with siblings.answering(app.state.place, app.state.metrics):
-            yield
-        loading.cancel()
+        metrics: Metrics = app.state.metrics
+        tasks = [asyncio.create_task(work) for work in (_load(app, eager), metrics.keep_updated())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.to_thread(metrics.update)
         await guard.close()
         await asyncio.to_thread(pipeline.close)
         for observer in observers:

@@ -1,28 +1,37 @@
-"""Prometheus metrics: what is seen of each request at the door, and the pipeline's figures beside it.
+"""Prometheus metrics of requests, and the text that `/metrics` answers.
 
-Labels are bounded: templates of routes, methods, statuses, stages, codes of refusals, and models by the
-catalogue's names. Nothing that a client wrote becomes a label. Counting is done by hand, on the event loop
-alone, since the library's locks and look-ups were measured to take five times as long.
+Labels are bounded: templates of routes, methods, statuses, stages, codes of problem details, and models by
+the catalogue's names. No text that a client wrote becomes a label.
+
+Several workers publish together in the library's multiprocess mode: where PROMETHEUS_MULTIPROC_DIR is set
+before this module is imported, each process keeps its values in files of that directory, and a scrape reads
+the files of all of them. This mode runs no custom collectors, so only a single process has `process_*` and
+`python_*`.
 """
 
+import asyncio
+import os
 import platform
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+import prometheus_client
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service import __version__
-from service.pipeline.figures import Distribution
 from service.pipeline.work import Pipeline
 from service.web.door import Readiness
 from service.web.exchange import Exchange, LeftWhile
-from service.web.families import Joined, counter, counters, dump, gauge, histograms, info, labelled
-from service.web.gauges import inside
-from service.web.place import Place
+from service.web.gauges import PREFIX, PipelineMetrics, gauges
 from service.web.problems import CODES
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
@@ -30,74 +39,97 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 STAGE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 BYTES = tuple(1024 * 4**power for power in range(10))
+# How old the gauges of the other workers may be in a scrape.
+UPDATE_EVERY_S = 1.0
+# The library reads the same variable when it is imported.
+IS_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+# Series of creation times, which multiprocess mode does not have.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Metrics:
-    """All metrics of one process; `observe` belongs to the event loop."""
+class RequestMetrics:
+    """Metrics of requests that are over."""
 
-    def __init__(self, pipeline: Pipeline, readiness: Readiness, place: Place) -> None:
-        self._pipeline = pipeline
-        self._readiness = readiness
-        self._place = place
-        self._process = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._process)
-        self._requests: Counter[tuple[str, str, int, str]] = Counter()
-        self._seconds = defaultdict[tuple[str, str, int], Distribution](partial(Distribution, SECONDS))
-        self._stages = defaultdict[str, Distribution](partial(Distribution, STAGE_SECONDS))
-        self._received, self._sent = Distribution(BYTES), Distribution(BYTES)
-        # Told from the start, since a rate of what begins at 1 does not see the first.
-        self._rejected = Counter(dict.fromkeys(CODES, 0))
-        self._cancelled: Counter[str] = Counter(dict.fromkeys(get_args(LeftWhile), 0))
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, namespace=PREFIX, registry=registry)
+        histogram = partial(Histogram, namespace=PREFIX, registry=registry)
+        route = ["method", "route"]
+        requests = counter("requests", "Requests that are over", [*route, "status", "model"])
+        text = "From the request's head to the end of the answer"
+        seconds = histogram("request_duration_seconds", text, [*route, "status_class"], buckets=SECONDS)
+        stages = histogram("stage_duration_seconds", "Time of each stage", ["stage"], buckets=STAGE_SECONDS)
+        rejected = counter("rejected", "Errors sent to clients by their code", ["reason"])
+        cancelled = counter("cancelled", "Disconnects and stall timeouts", ["stage"])
+        # `labels` was measured to take a third of `observe`.
+        self._requests = cache(requests.labels)
+        self._seconds, self._stages = cache(seconds.labels), cache(stages.labels)
+        self._rejected, self._cancelled = cache(rejected.labels), cache(cancelled.labels)
+        self._received = histogram("request_bytes", "Request bodies", buckets=BYTES)
+        self._sent = histogram("response_bytes", "Response bodies as sent", buckets=BYTES)
+        # Present from the start, since a rate of a series that begins at 1 misses the first event.
+        for code in CODES:
+            self._rejected(code)
+        for stage in get_args(LeftWhile):
+            self._cancelled(stage)
 
     def observe(self, exchange: Exchange) -> None:
         """Count a request that is over."""
         method = exchange.method if exchange.method in METHODS else "other"
         route = exchange.route or ""
-        self._requests[method, route, exchange.status, exchange.model or ""] += 1
-        self._seconds[method, route, exchange.status // 100].add(exchange.seconds)
+        self._requests(method, route, exchange.status, exchange.model or "").inc()
+        self._seconds(method, route, f"{exchange.status // 100}xx").observe(exchange.seconds)
         for stage, seconds in exchange.stages.items():
-            self._stages[stage].add(seconds)
-        self._received.add(exchange.received_bytes)
-        self._sent.add(exchange.sent_bytes)
+            self._stages(stage).observe(seconds)
+        self._received.observe(exchange.received_bytes)
+        self._sent.observe(exchange.sent_bytes)
         if exchange.code is not None:
-            self._rejected[exchange.code] += 1
+            self._rejected(exchange.code).inc()
         if exchange.left_while is not None:
-            self._cancelled[exchange.left_while] += 1
+            self._cancelled(exchange.left_while).inc()
 
-    def dump(self) -> bytes:
-        """Every family of this process, for another worker."""
-        return dump(self._families())
 
-    def expose(self, accept: str, others: Sequence[bytes] = ()) -> tuple[bytes, str]:
-        """This worker's metrics and the others' as text, and its media type; OpenMetrics where asked for."""
+class Metrics:
+    """All metrics of one application; in multiprocess mode a process may have only one."""
+
+    def __init__(self, pipeline: Pipeline, readiness: Readiness) -> None:
+        registry = CollectorRegistry()
+        self.observe = RequestMetrics(registry).observe
+        self._inside = PipelineMetrics(registry, pipeline)
+        self._readiness = readiness
+        self._ready = gauges(registry)("ready", "Processes that take new work")
+        build = {"version": __version__, "runtime": pipeline.runtime, "python": platform.python_version()}
+        info = gauges(registry, "livemax")("build_info", "Versions of what answers", list(build))
+        info.labels(**build).set(1)
+        Counter("worker_starts", "Started processes", namespace=PREFIX, registry=registry).inc()
+        self._published = _published(registry)
+
+    def update(self) -> None:
+        """Set the gauges, and the counters of the pipeline, to what they are now; for a thread."""
+        self._ready.set(self._readiness.ready)
+        self._inside.update()
+
+    async def keep_updated(self) -> None:
+        """Update for scrapes that other workers answer."""
+        while True:
+            await asyncio.sleep(UPDATE_EVERY_S)
+            await asyncio.to_thread(self.update)
+
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """The metrics of all workers as text, and its media type; OpenMetrics where `accept` asks for it.
+
+        To be called in a thread: in multiprocess mode it reads files.
+        """
+        self.update()
         encode, media_type = choose_encoder(accept)
-        return encode(Joined(self._families(), others)), media_type
+        return encode(self._published), media_type
 
-    def _families(self) -> Iterable[Metric]:
-        families = (*self._door(), *inside(self._pipeline.figures()), *self._process.collect())
-        return (labelled(family, worker=str(self._place.worker)) for family in families)
 
-    def _door(self) -> Iterable[Metric]:
-        build = {
-            "version": __version__,
-            "runtime": self._pipeline.runtime,
-            "python": platform.python_version(),
-        }
-        yield info("build", "What answers", build)
-        yield gauge("ready", "Whether new work should be sent here", self._readiness.ready)
-        yield counter("worker_starts", "How often this worker was started", self._place.starts)
-        requests = [([m, r, str(s), name], n) for (m, r, s, name), n in list(self._requests.items())]
-        labels = ["method", "route", "status", "model"]
-        yield counters("requests", "Requests that are over", labels, requests)
-        seconds = [([m, r, f"{c}xx"], seen) for (m, r, c), seen in list(self._seconds.items())]
-        text = "From a request's head to its answer's end"
-        yield histograms("request_duration_seconds", text, ["method", "route", "status_class"], seconds)
-        stages = [([stage], seen) for stage, seen in list(self._stages.items())]
-        yield histograms("stage_duration_seconds", "Of each stage of the work", ["stage"], stages)
-        yield histograms("request_bytes", "Of the bodies of requests", [], [([], self._received)])
-        yield histograms("response_bytes", "Of the bodies of answers, as sent", [], [([], self._sent)])
-        rejected = [([code], count) for code, count in list(self._rejected.items())]
-        yield counters("rejected", "Refusals by their code", ["reason"], rejected)
-        cancelled = [([stage], count) for stage, count in list(self._cancelled.items())]
-        yield counters("cancelled", "Clients that left or stalled, while", ["stage"], cancelled)
+def _published(registry: CollectorRegistry) -> CollectorRegistry:
+    """What a scrape reads: the files of all workers, or this process's own metrics."""
+    if IS_MULTIPROCESS:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return registry
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return registry

@@ -1,90 +1,58 @@
-"""Files of the package as answers: what the pages need, and nothing from any other host."""
+"""Files of the pages as Starlette finds them, with our headers and content encodings; from no other host."""
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
 from functools import cache
 from pathlib import Path
 
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
-from service.errors import RouteNotFound
-from service.output.coding import PREFERENCE, choose_coding, encode
+from service.output.coding import choose_coding, encode
 from service.values import Chunk, Coding
-from service.web import etags
 from service.web.answers import pieces_response
+from service.web.etags import not_modified
 
 FOLDER = Path(__file__).parent / "static"
 # The machine's own table of types differs from one to the next.
-TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".jpg": "image/jpeg",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".webp": "image/webp",
-}
+TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 # Scripts and styles from here alone and in files of their own; pictures also from the page's memory.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "Cache-Control": "public, no-cache",
+    "Vary": "Accept-Encoding",
+    "Content-Security-Policy": PAGE_POLICY,
+}
 
 
-@dataclass(frozen=True, eq=False)
-class StaticFile:
-    """One file as it is sent, under each content coding that makes it smaller."""
+class PageFiles(StaticFiles):
+    """The files of one folder of `static`."""
 
-    body: bytes
-    coded: Mapping[Coding, tuple[Chunk, ...]]
-    media_type: str
-    etag: str
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Answer with a file under the content encoding that the client prefers, or 304.
 
-
-def find_file(folder: str, name: str) -> StaticFile:
-    """One file of a folder of `static`; to be called in a thread.
-
-    Raises:
-        RouteNotFound
-    """
-    files = read_folder(folder)
-    if name not in files:
-        raise RouteNotFound(f"there is no file {name[:100]!r} here; /openapi.json shows what is")
-    return files[name]
+        Raises:
+            HTTPException: there is no such file.
+        """
+        response = await super().get_response(path, scope)
+        # Weak, since the same tag stands for every content encoding of the file.
+        headers = {**HEADERS, "ETag": f"W/{response.headers['ETag']}"}
+        if not isinstance(response, FileResponse):
+            return not_modified(headers)
+        file, wanted = Path(response.path), choose_coding(Headers(scope=scope).get("Accept-Encoding"))
+        chunks, coding = await asyncio.to_thread(_read, file, headers["ETag"], wanted)
+        if coding:
+            headers["Content-Encoding"] = coding
+        return pieces_response(chunks, headers, TYPES.get(file.suffix, "text/plain"))
 
 
 @cache
-def read_folder(name: str) -> Mapping[str, StaticFile]:
-    """The files that lie directly in a folder of `static`, by name; read once, to be called in a thread."""
-    return {path.name: _read(path) for path in (FOLDER / name).iterdir() if path.is_file()}
-
-
-def file_response(file: StaticFile, request: Request) -> Response:
-    """The file under the coding that the client likes best; 304 where it holds the same already."""
-    headers = {
-        "ETag": file.etag,
-        "Cache-Control": "public, no-cache",
-        "Vary": "Accept-Encoding",
-        "Content-Security-Policy": PAGE_POLICY,
-    }
-    if etags.matches(request, file.etag):
-        return etags.not_modified(headers)
-    chunks: tuple[Chunk, ...] = (file.body,)
-    wanted = choose_coding(request.headers.get("accept-encoding"))
-    if wanted is not None and wanted in file.coded:
-        chunks, headers["Content-Encoding"] = file.coded[wanted], wanted
-    return pieces_response(chunks, headers, file.media_type)
-
-
-def _read(path: Path) -> StaticFile:
-    body = path.read_bytes()
-    tried = {coding: encode((body,), coding) for coding in PREFERENCE}
-    return StaticFile(
-        body,
-        {coding: chunks for coding, chunks in tried.items() if chunks is not None},
-        TYPES.get(path.suffix, "text/plain; charset=utf-8"),
-        f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',
-    )
+def _read(file: Path, etag: str, wanted: Coding | None) -> tuple[tuple[Chunk, ...], Coding | None]:
+    """Read and encode a file, once for each ETag; it stays as it is where encoding does not pay."""
+    body = (file.read_bytes(),)
+    encoded = encode(body, wanted) if wanted else None
+    return (encoded, wanted) if encoded else (body, None)

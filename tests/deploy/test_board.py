@@ -17,10 +17,12 @@ from tests.builders import encoded, photograph
 from tests.conftest import ROOT
 from tests.intake.redis_server import free_port, until
 from tests.servers import Server, serving
+from tests.test_readme import rows
 
 BOARD = json.loads((ROOT / "deploy/grafana/boards/featuremaps.json").read_text())
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel.get("targets", [])]
 PROGRAM = shutil.which("prometheus")
+ADDED_BY_PROMETHEUS = {"job", "instance", "le"}
 # Nobody leaves, and on a CPU no batch is shared: then there is nothing to show.
 EMPTY_HERE = re.compile("featuremaps_(cancelled_total|batch_size)")
 
@@ -31,6 +33,18 @@ def test_every_metric_that_it_shows_is_one_of_the_services(server: Server) -> No
     asked = {name for query in QUERIES for name in re.findall(r"\b(?:featuremaps|process)_\w+", query)}
     assert len(asked) > 20
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} - families == set()
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_every_label_that_it_asks_for_is_one_of_the_metrics(query: str) -> None:
+    documented = {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows("Metrics")}
+    known = set()
+    for name, selector in re.findall(r"\b(featuremaps_\w+)(?:\{(.*?)\})?", query):
+        labels = documented[name if name in documented else re.sub(r"_(bucket|sum|count)$", "", name)]
+        assert set(re.findall(r'(\w+)[=!]~?"', selector)) <= labels
+        known |= labels
+    grouped = re.findall(r"\b(?:by|on) \((.*?)\)", query)
+    assert {label for group in grouped for label in group.split(", ")} <= known | ADDED_BY_PROMETHEUS
 
 
 def test_every_panel_is_on_the_board_alone_in_its_place() -> None:

@@ -34,10 +34,28 @@ def slow_cnn() -> object:
     return model(nodes, {"image": ["n", 3, "h", "w"]}, ["last"], weights)
 
 
-class Running:
+class Scraped:
+    """The metrics of a service."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def metrics(self) -> dict[str, Metric]:
+        """Every family that the service publishes, read by Prometheus's own parser."""
+        text = httpx.get(f"{self.url}/metrics", trust_env=False).text
+        return {family.name: family for family in text_string_to_metric_families(text)}
+
+    def metric(self, sample: str, **labels: str) -> float:
+        """The samples of that name with these labels, added up."""
+        found = [s for family in self.metrics().values() for s in family.samples if s.name == sample]
+        return sum(s.value for s in found if labels.items() <= s.labels.items())
+
+
+class Running(Scraped):
     """A service in this process, whose admission the tests look at."""
 
     def __init__(self, port: int, admission: Admission) -> None:
+        super().__init__(f"http://127.0.0.1:{port}")
         self.port = port
         self.admission = admission
 
@@ -49,16 +67,6 @@ class Running:
         while not holds():
             assert time.monotonic() < end, (self.admission.requests, self.admission.held_bytes)
             time.sleep(0.005)
-
-    def metrics(self) -> dict[str, Metric]:
-        """Every family that the service publishes, read by Prometheus's own parser."""
-        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", trust_env=False).text
-        return {family.name: family for family in text_string_to_metric_families(text)}
-
-    def metric(self, sample: str, **labels: str) -> float:
-        """The samples of that name with these labels, added up."""
-        found = [s for family in self.metrics().values() for s in family.samples if s.name == sample]
-        return sum(s.value for s in found if labels.items() <= s.labels.items())
 
     def until_idle(self, seconds: float = 10.0) -> None:
         self.until(lambda: not (self.admission.requests or self.admission.held_bytes), seconds)

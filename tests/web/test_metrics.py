@@ -1,8 +1,10 @@
 """Metrics: each one that the README lists exists and moves, and no client's text becomes a label."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -12,8 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from service.web.problems import CODES
 from tests.builders import encoded, photograph, put, small_cnn
+from tests.servers import Server, serving
 from tests.test_readme import rows
-from tests.web.inside import Running, running, slow_cnn
+from tests.web.inside import Running, Scraped, running, slow_cnn
 
 PREFIX = "featuremaps_"
 # What does not move while a service runs undisturbed, with what it then is.
@@ -54,14 +57,19 @@ def values(families: dict[str, Metric]) -> dict[str, dict[tuple[str, ...], float
 
 
 def labels(families: dict[str, Metric]) -> dict[str, set[str]]:
-    """Those of each metric, but for the worker's, which all have, and those of buckets."""
+    """Those of each metric, but for those of buckets."""
     found: dict[str, set[str]] = {}
     for family in families.values():
         suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
         name = family.name.removesuffix(suffix) + suffix
         if name.startswith(PREFIX):
-            found[name] = {label for s in family.samples for label in s.labels} - {"le", "worker"}
+            found[name] = {label for s in family.samples for label in s.labels} - {"le"}
     return found
+
+
+def documented() -> dict[str, set[str]]:
+    """Labels by metric, as the README lists them."""
+    return {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows("Metrics")}
 
 
 def use_everything(service: Running, seen: list[dict[str, Metric]]) -> None:
@@ -93,15 +101,57 @@ def test_every_metric_of_the_readme_exists_and_moves(service: Running) -> None:
     use_everything(service, seen)
     service.until_idle()
     seen.append(service.metrics())
-    told = {row[0].strip("`").removeprefix(PREFIX) for row in rows("Metrics")}
+    told = {name.removeprefix(PREFIX) for name in documented()}
     looks = [values(families) for families in seen]
     assert set(looks[-1]) == told
     moved = {name for name in told if any(look[name] != looks[0][name] for look in looks[1:])}
     assert moved | SEEN_ELSEWHERE == told - set(FIXED)
     assert {name: sum(looks[-1][name].values()) for name in FIXED} == FIXED
-    assert labels(seen[-1]) == {
-        row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows("Metrics")
-    }
+    assert labels(seen[-1]) == documented()
+
+
+@pytest.fixture(scope="module")
+def two_workers(repository: Path) -> Iterator[Server]:
+    options = ("--workers", "2", "--max-in-flight", "10", "--batching", "on")
+    with serving("--models", str(repository), *options) as server:
+        until(lambda: Scraped(server.url).metric(f"{PREFIX}ready") == 2)
+        yield server
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait: numbers of the worker that does not answer the scrape are up to a second old."""
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_two_workers_publish_what_the_readme_lists(two_workers: Server) -> None:
+    with two_workers.client() as client:
+        client.post("/v1/models/small/features", content=encoded(photograph(32, 32))).raise_for_status()
+        client.post("/v1/models/absent/features")
+    assert labels(Scraped(two_workers.url).metrics()) == documented()
+
+
+def test_numbers_of_two_workers_add_up(two_workers: Server) -> None:
+    scraped, image = Scraped(two_workers.url), encoded(photograph(64, 64))
+    route = {"route": "/v1/models/{model}/features", "status": "200"}
+    requests = scraped.metric(f"{PREFIX}requests_total", **route)
+    compressed = scraped.metric(f"{PREFIX}compressed_bytes_total", side="before")
+    with ExitStack() as stack:
+        # All open at one time, so that both workers have some.
+        clients = [stack.enter_context(two_workers.client()) for _ in range(16)]
+        url = "/v1/models/small/features?layers=stem/conv&format=npy&size=256x256"
+        answers = [client.post(url, content=image).raise_for_status() for client in clients]
+    assert all("Content-Encoding" in answer.headers for answer in answers)
+    compressed += sum(len(answer.content) for answer in answers)
+    until(lambda: scraped.metric(f"{PREFIX}compressed_bytes_total", side="before") == compressed)
+    # Whichever worker answers.
+    assert {scraped.metric(f"{PREFIX}requests_total", **route) for _ in range(16)} == {requests + 16}
+    assert scraped.metric(f"{PREFIX}max_in_flight") == 10
+    assert scraped.metric(f"{PREFIX}worker_starts_total") == 2
+    models = httpx.get(f"{two_workers.url}/v1/models", trust_env=False).json()["models"]
+    assert scraped.metric(f"{PREFIX}models") == len(models)
 
 
 def test_no_text_of_a_client_becomes_a_label(service: Running) -> None:

@@ -11,7 +11,6 @@ from service.web.door import pipeline_of, readiness_of
 from service.web.media import json_answer
 from service.web.problems import responses
 from service.web.schemas import VersionAnswer
-from service.web.siblings import ask_others
 
 router = APIRouter(tags=["operation"])
 METRICS: dict[int | str, dict[str, Any]] = {
@@ -47,8 +46,7 @@ async def metrics(request: Request) -> Response:
     As OpenMetrics where `Accept` asks for it.
     """
     accept = request.headers.get("accept", "")
-    others = await ask_others(request.app.state.place)
-    text, media_type = await pipeline_of(request).in_thread(request.app.state.metrics.expose, accept, others)
+    text, media_type = await pipeline_of(request).in_thread(request.app.state.metrics.expose, accept)
     return Response(text, headers={"Cache-Control": "no-store"}, media_type=media_type)
 
 
