@@ -15,19 +15,11 @@ from onnx import ModelProto, helper
 from service import app
 from service.engine.runner import Runtime, Session
 from service.errors import ServiceError
+from service.parameters import Drawing, Reduction
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import (
-    Array,
-    Channels,
-    Drawing,
-    Inference,
-    Job,
-    Output,
-    Payload,
-    Reduction,
-    Region,
-)
+from service.syntax import Channels, Region
+from service.values import Array, Inference, Job, Output, Payload
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.builders import model as make
 

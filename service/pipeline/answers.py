@@ -13,19 +13,9 @@ from service.errors import AnswerTooLarge, NotCombinable
 from service.output import arrays, reduce
 from service.output.quantise import error_bound
 from service.output.table import ArrayFormat
+from service.parameters import NO_REDUCTION, Reduction
 from service.pipeline.prepare import Ready, Windows
-from service.values import (
-    NO_REDUCTION,
-    Array,
-    Chunk,
-    FeatureMap,
-    Job,
-    Layer,
-    Limits,
-    Parts,
-    Reduction,
-    Window,
-)
+from service.values import Array, Chunk, FeatureMap, Job, Layer, Limits, Parts, Window
 
 OTHER_REDUCTION = "a smaller grid, for channels by their numbers, for another pool or dtype"
 

@@ -14,6 +14,7 @@ from service.intake.tensors import check_fits, read_binary
 from service.output import reduce
 from service.output.classes import RANKING_BYTES, classify
 from service.output.tensors import Named, check_json, datatype_of, encode
+from service.parameters import NO_REDUCTION
 from service.pipeline.answers import (
     Encoded,
     check_distinct,
@@ -39,19 +40,8 @@ from service.pipeline.prepare import (
     sides_of,
 )
 from service.pipeline.stopwatch import Stopwatch
-from service.values import (
-    NO_REDUCTION,
-    Array,
-    Channels,
-    FeatureMap,
-    Inference,
-    Job,
-    Layer,
-    Limits,
-    Output,
-    Prepared,
-    TensorSpec,
-)
+from service.syntax import Channels
+from service.values import Array, FeatureMap, Inference, Job, Layer, Limits, Output, Prepared, TensorSpec
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
 # The shortest text of a class: a digit, a dot, six decimals, a colon, a place, and its length before it.

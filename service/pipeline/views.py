@@ -9,11 +9,11 @@ import orjson
 from service.errors import InvalidParameter, NotCombinable
 from service.output import pictures, reduce
 from service.output.statistics import describe
+from service.parameters import NO_REDUCTION, ON_PHOTOGRAPH, Drawing
 from service.pipeline.answers import Encoded, check_worked_on, check_working, too_large, window_of
 from service.pipeline.prepare import Ready, Windows
-from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Job, Layer, Limits
+from service.values import Array, FeatureMap, Job, Layer, Limits
 
-ON_PHOTOGRAPH = ("overlay", "eigencam", "cam")
 SIMPLER_DRAWING = "style=heatmap without clip, for fewer channels, for a region"
 
 

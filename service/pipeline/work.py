@@ -21,6 +21,7 @@ from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
 from service.output import coding
 from service.output.table import choose_format
+from service.parameters import Drawing
 from service.pipeline.admission import Admission, Visit
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name, map_of
 from service.pipeline.batches import Batches
@@ -36,7 +37,7 @@ from service.pipeline.stopwatch import Stopwatch
 from service.pipeline.tally import Tallies
 from service.pipeline.uploads import Uploads
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
-from service.values import Array, Drawing, Job, Layer, Limits, Parts, Payload, Step
+from service.values import Array, Job, Layer, Limits, Parts, Payload, Step
 
 T = TypeVar("T")
 REST_AFTER_S = 5.0

@@ -4,28 +4,26 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
 from multipart import MultipartError, MultipartParser, parse_options_header
-from pydantic import ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
 from service.output.coding import choose_coding
+from service.parameters import read
 from service.pipeline.work import Pipeline
-from service.values import Job, Reduction
+from service.values import Job
 from service.web.access import caller_of
 from service.web.queries import (
     FeaturesQuery,
     JsonFeaturesQuery,
-    PartQuery,
     RenderQuery,
     StatisticsQuery,
-    part,
     reduction,
-    sides,
 )
-from service.web.validation import parse_json, refused
+from service.web.validation import parse_json
 
 AnyQuery = StatisticsQuery | RenderQuery
 Query = TypeVar("Query", StatisticsQuery, JsonFeaturesQuery, FeaturesQuery, RenderQuery)
@@ -96,22 +94,18 @@ def job_of(
         InvalidParameter
     """
     arrays = query if isinstance(query, FeaturesQuery) else None
-    if isinstance(query, JsonFeaturesQuery):
-        asked = reduction(query)
-    else:
-        asked = part(query) if isinstance(query, PartQuery) else Reduction()
     return Job(
         model=model,
         version=query.version,
         images=images,
         tensor=tensor,
-        layers=(_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
-        reduction=asked,
+        layers=(_one_layer(query),) if isinstance(query, RenderQuery) else query.layers,
+        reduction=reduction(query),
         format=arrays.format if arrays else None,
         accept=request.headers.get("accept"),
         compress=arrays.compress if arrays else "none",
         coding=choose_coding(request.headers.get("accept-encoding")),
-        size=sides(query.size),
+        size=query.size,
         owner=caller_of(request).name,
         timeout_s=query.timeout_s,
     )
@@ -138,11 +132,8 @@ def _from_json(body: bytes, query: Query, request: Request) -> tuple[tuple[bytes
 
 
 def _merged(query: Query, content: Mapping[str, Any]) -> Query:
-    given = query.model_dump(exclude_unset=True)
-    try:
-        return type(query).model_validate({**given, **content}, strict=True)
-    except ValidationError as error:
-        raise refused(error, "body") from error
+    given = read(type(query), content, strict=True)
+    return replace(query, **{name: getattr(given, name) for name in content})
 
 
 def _base64(index: int, text: Any) -> bytes:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +19,7 @@ LASTING_S = 86_400
 NOT_PART_OF_THE_ANSWER = {"timeout_s"}
 
 
-def tag(model: LoadedModel, subject: str, query: BaseModel, runtime: str) -> str:
+def tag(model: LoadedModel, subject: str, query: Any, runtime: str) -> str:
     """A weak tag over everything that decides the answer.
 
     It is weak since floating point may differ in the last bits between machines and plans.
@@ -34,7 +34,7 @@ def tag(model: LoadedModel, subject: str, query: BaseModel, runtime: str) -> str
         "preprocessing_digest": model.identity.preprocessing_digest,
         "model": [model.identity.name, model.identity.version],
         "subject": subject,
-        "query": query.model_dump(mode="json", exclude=NOT_PART_OF_THE_ANSWER),
+        "query": {k: v for k, v in asdict(query).items() if k not in NOT_PART_OF_THE_ANSWER},
         "query_type": type(query).__name__,
     }
     text = json.dumps(content, sort_keys=True).encode()

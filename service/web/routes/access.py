@@ -1,9 +1,10 @@
 """Whether a caller may come in: what a proxy asks before it answers from its cache."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from service.errors import Forbidden
@@ -19,12 +20,11 @@ MAY: dict[int | str, dict[str, Any]] = {
 }
 
 
-class AccessQuery(BaseModel):
+@dataclass(frozen=True)
+class AccessQuery:
     """What the caller wants to do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scope: Scope = Field(INFER, description="What the caller wants to do")
+    scope: Annotated[Scope, Field(description="What the caller wants to do")] = INFER
 
 
 @router.get(

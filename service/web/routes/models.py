@@ -19,7 +19,7 @@ from service.web.door import pipeline_of, refuse_parameters, visit_of
 from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
-from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
+from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery
 from service.web.schemas import (
     LayerList,
     ModelDescription,
@@ -77,7 +77,7 @@ async def list_layers(
     """
     pipeline = pipeline_of(request)
     visit = visit_of(request)
-    selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), visit)
+    selected = await pipeline.layers(model, query.version, query.layers, query.size, visit)
     visit.model = selected.model.identity
     accepted = request.headers.get("accept-encoding")
     response: Response = await pipeline.in_thread(
