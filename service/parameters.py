@@ -120,7 +120,9 @@ class MapSlice:
 class Reduction(MapSlice):
     """What is done to every map, in this order: channels, region, pool or grid, cast."""
 
-    pool: Annotated[Pool, Field(description="Over rows and columns; leaves (N, C). gem: p = 3")] = "none"
+    pool: Annotated[
+        Pool, Field(description="One value a channel, over rows and columns: (N, C). gem: p = 3")
+    ] = "none"
     grid: Annotated[
         GridText | None, Field(description="`HxW`: adaptive average pooling to that size", examples=["7x7"])
     ] = None
@@ -128,7 +130,7 @@ class Reduction(MapSlice):
         DtypeChoice,
         Field(
             description="Type of the values sent; `uint8` with `<layer>#scale` and `<layer>#zero_point`: "
-            "x = (q - zero_point) * scale"
+            "x = (q - zero_point) * scale, error at most one scale"
         ),
     ] = "native"
 
