@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from service.app import make_app
-from service.parameters import Drawing, schema_of
+from service.declarations import schema_of
+from service.parameters import Drawing
 from service.settings import Settings
 from service.web.queries import FeaturesQuery
 from service.web.static_files import FOLDER

@@ -13,12 +13,13 @@ from click.testing import CliRunner
 
 from deploy.write_openapi import PAGE_PARAMETERS, page_parameters
 from service.cli.program import main
+from service.declarations import read, schema_of
 from service.errors import InvalidParameter
 from service.output.pictures import check, draw
 from service.output.pictures.colormaps import find_colormap
 from service.output.pictures.files import FILES
 from service.output.table import FORMATS
-from service.parameters import Drawing, Reduction, read, schema_of
+from service.parameters import Drawing, Reduction
 from service.web import queries
 from service.web.queries import FeaturesQuery, LayersQuery, RenderQuery
 from service.web.static_files import FOLDER

@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli.program import main
+from service.declarations import allowed, schema_of
 from service.errors import ServiceError
-from service.parameters import Drawing, Reduction, allowed, schema_of
+from service.parameters import Drawing, Reduction
 from service.settings import Settings
 from service.web.problems import CODES, STATUS
 from service.web.queries import FeaturesQuery

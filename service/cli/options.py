@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from service.parameters import Declared, allowed, schema_of
+from service.declarations import Declared, allowed, schema_of
 from service.settings import Settings
 
 # What matters where no server is started.

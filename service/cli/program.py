@@ -16,9 +16,9 @@ from service import __version__
 from service.cli.logs import set_up
 from service.cli.options import OFFLINE, parameter_options, setting_options
 from service.cli.statuses import BAD_USAGE, FAILED
+from service.declarations import read
 from service.errors import ConfigurationError, InvalidParameter, ServiceError
 from service.output.table import FORMATS
-from service.parameters import read
 from service.settings import KEY_VARIABLE, Settings, read_settings, service_links
 from service.values import Layer
 from service.web.keys import INFER, SCOPES, make_key

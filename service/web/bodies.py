@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from multipart import MultipartError, MultipartParser, parse_options_header
 
+from service.declarations import read
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
 from service.output.coding import choose_coding
-from service.parameters import read
 from service.pipeline.work import Pipeline
 from service.values import Job
 from service.web.access import caller_of

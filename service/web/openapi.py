@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from service import parameters, values
+from service.declarations import STYLES, model_of, without_null
 from service.engine.catalog import State
 from service.web import keys, schemas
 from service.web.access import OPEN_PATHS
@@ -133,14 +134,14 @@ def install(app: FastAPI) -> None:
 
 
 def _problem() -> Schema:
-    schema = parameters.without_null(_schema(schemas.Problem))
+    schema = without_null(_schema(schemas.Problem))
     schema["properties"]["code"] |= {"enum": list(CODES)}
     return schema
 
 
 def _body(name: str) -> Schema:
     """A JSON body: images in base64, and beside them what could stand in the query."""
-    schema = _schema(parameters.model_of(JSON_BODIES[name]))
+    schema = _schema(model_of(JSON_BODIES[name]))
     images = {
         "type": "array",
         "minItems": 1,
@@ -212,7 +213,7 @@ def _tidied(node: Any) -> Any:
         return [_tidied(item) for item in node]
     if not isinstance(node, dict):
         return node
-    node = {key: value for key, value in node.items() if key != parameters.STYLES}
+    node = {key: value for key, value in node.items() if key != STYLES}
     if name := _enum_name(node):
         kept = {key: value for key, value in node.items() if key not in ("enum", "type", "title")}
         node = {"$ref": f"#/components/schemas/{name}", **kept}

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 
 from fastapi import Request
 
+from service.declarations import Declared, model_of, read, schema_of
 from service.errors import InvalidParameter
-from service.parameters import Declared, model_of, read, schema_of
 
 # No operation takes as many.
 MOST_NAMES = 100

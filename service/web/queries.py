@@ -1,19 +1,20 @@
 """Which operation takes which parameters, and those that only HTTP has."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from service.declarations import declare, part_of
 from service.parameters import (
     Compress,
     Drawing,
     FilterFormat,
+    Finite,
     FormatName,
     MapSlice,
     Reduction,
     SizeText,
-    part_of,
 )
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -35,7 +36,7 @@ LayerTerms = Annotated[
         examples=[["stages"]],
     ),
 ]
-LayerTerm = Annotated[str, Field(min_length=1, max_length=1024, examples=["stage:0"])]
+LayerTerm = Annotated[str, Field(min_length=1, max_length=1024)]
 Size = Annotated[
     SizeText | None,
     Field(description="HxW fed to the network, where its input is dynamic", examples=["224x224"]),
@@ -46,10 +47,9 @@ Size = Annotated[
 class VersionQuery:
     """What every question about a model takes."""
 
-    version: Annotated[
-        str | None,
-        Field(pattern=VERSION, description="Version of the model; the highest that loads without it"),
-    ] = None
+    version: str | None = declare(
+        None, "Version of the model; the highest that loads without it", pattern=VERSION
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,7 @@ class LayersQuery(VersionQuery):
 class DeadlineQuery:
     """What every question that runs a network takes."""
 
-    timeout_s: Annotated[
-        float,
-        Field(gt=0, le=86400, allow_inf_nan=False, description="Deadline of this request, seconds"),
-    ] = 60.0
+    timeout_s: Finite = declare(60.0, "Deadline of this request, seconds", gt=0, le=86400)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +83,19 @@ class JsonFeaturesQuery(Reduction, StatisticsQuery):
 class FeaturesQuery(JsonFeaturesQuery):
     """What `extract_features` takes."""
 
-    format: Annotated[
-        FormatName | None,
-        Field(description="Format of the arrays; it wins over Accept; npz without either"),
-    ] = None
-    compress: Annotated[
-        Compress, Field(description="For npz files meant to be kept: deflate its members")
-    ] = "none"
+    format: FormatName | None = declare(None, "Format of the arrays; it wins over Accept; npz without either")
+    compress: Compress = declare("none", "For npz files meant to be kept: deflate its members")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderQuery(Drawing, VersionQuery, MapSlice, DeadlineQuery):
     """What `render_features` takes."""
 
-    layer: Annotated[
-        LayerTerm | None,
-        Field(
-            description="The layer, required here or in a JSON body: an exact name, or what means one",
-            examples=["stage:0"],
-        ),
-    ] = None
+    layer: LayerTerm | None = declare(
+        None,
+        "The layer, required here or in a JSON body: an exact name, or what means one",
+        examples=["stage:0"],
+    )
     size: Size = None
 
 
@@ -113,33 +103,23 @@ class RenderQuery(Drawing, VersionQuery, MapSlice, DeadlineQuery):
 class FiltersQuery(VersionQuery):
     """What `get_filters` takes."""
 
-    layer: Annotated[LayerTerm, Field(description="A layer that a convolution made")]
-    format: Annotated[
-        FilterFormat,
-        Field(description="Arrays under `weights` (out, in / groups, kh, kw), or a picture"),
-    ] = "npz"
+    layer: LayerTerm = declare(MISSING, "A layer that a convolution made", examples=["stage:0"])
+    format: FilterFormat = declare("npz", "Arrays under `weights` (out, in / groups, kh, kw), or a picture")
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeptQuery:
     """What every question about a kept image takes."""
 
-    model: Annotated[str, Field(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
-    digest: Annotated[
-        str | None,
-        Field(
-            pattern=SHA256,
-            description="The model's digest, as get_model tells it: of no other is answered",
-        ),
-    ] = None
-    preprocessing_digest: Annotated[
-        str | None,
-        Field(
-            pattern=SHA256,
-            description="The same of its preprocessing: with `version` and `digest` an answer is good for a "
-            "day",
-        ),
-    ] = None
+    model: str = declare(MISSING, "Name of a model", pattern=MODEL_NAME, examples=["cifar-resnet"])
+    digest: str | None = declare(
+        None, "The model's digest, as get_model tells it: of no other is answered", pattern=SHA256
+    )
+    preprocessing_digest: str | None = declare(
+        None,
+        "The same of its preprocessing: with `version` and `digest` an answer is good for a day",
+        pattern=SHA256,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +131,7 @@ class KeptFeaturesQuery(FeaturesQuery, KeptQuery):
 class KeptRenderQuery(RenderQuery, KeptQuery):
     """What `get_image_picture` takes."""
 
-    layer: Annotated[LayerTerm, Field(description="The layer: an exact name, or what means one")] = field()
+    layer: LayerTerm = declare(MISSING, "The layer: an exact name, or what means one", examples=["stage:0"])
 
 
 @dataclass(frozen=True, kw_only=True)

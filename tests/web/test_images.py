@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from service.app import make_app
-from service.parameters import schema_of
+from service.declarations import schema_of
 from service.pipeline import images as images_module
 from service.settings import Settings
 from service.web.queries import KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery

@@ -2,6 +2,7 @@
 
 import math
 
+from service.declarations import STYLES, read, schema_of
 from service.errors import InvalidParameter, NotCombinable, NotDrawable
 from service.output.pictures.colormaps import find_colormap
 from service.output.pictures.components import MAX_SIDE, MAX_WORK
@@ -9,7 +10,7 @@ from service.output.pictures.files import refuse_side
 from service.output.pictures.mosaic import Mosaic, lay_out, lay_out_bars
 from service.output.pictures.planes import extent
 from service.output.window import has_place
-from service.parameters import STYLES, Drawing, PictureFormat, read, schema_of
+from service.parameters import Drawing, PictureFormat
 from service.values import Layer
 
 MAX_PIXELS = 16_000_000

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import Field
 from starlette.responses import Response
 
+from service.declarations import declare
 from service.errors import Forbidden
 from service.web.access import caller_of
 from service.web.keys import INFER, Scope
@@ -24,7 +24,7 @@ MAY: dict[int | str, dict[str, Any]] = {
 class AccessQuery:
     """What the caller wants to do."""
 
-    scope: Annotated[Scope, Field(description="What the caller wants to do")] = INFER
+    scope: Scope = declare(INFER, "What the caller wants to do")
 
 
 @router.get(

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from service.declarations import Declared, part_of, read, schema_of
 from service.errors import MalformedRequest
-from service.parameters import Declared, Reduction, part_of, read, schema_of
+from service.parameters import Reduction
 from service.values import Output
 from service.web.v2.schemas import OutputParameters, Parameters, RequestedOutput, RequestParameters
 

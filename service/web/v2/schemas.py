@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from service.declarations import Declared, declare, schema_of
 from service.output.classes import MOST_CLASSES
-from service.parameters import Declared, Reduction, schema_of
+from service.parameters import Reduction
 
 MOST_PARAMETERS = 64
 
@@ -76,21 +77,19 @@ class ChangeRequest(BaseModel):
 class RequestParameters(Reduction):
     """What holds for the whole request."""
 
-    binary_data_output: Annotated[bool, Field(description="Whether outputs are bytes behind the JSON")] = (
-        False
-    )
-    timeout: Annotated[int, Field(ge=0, description="Deadline, microseconds; 0 is the operator's")] = 0
-    priority: Annotated[Any, Field(description="Taken, changes nothing")] = None
+    binary_data_output: bool = declare(False, "Whether outputs are bytes behind the JSON")
+    timeout: int = declare(0, "Deadline, microseconds; 0 is the operator's", ge=0)
+    priority: Any = declare(None, "Taken, changes nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputParameters(Reduction):
     """What holds for one output."""
 
-    binary_data: Annotated[bool | None, Field(description="As `binary_data_output`, for this output")] = None
-    classification: Annotated[
-        int, Field(ge=0, le=MOST_CLASSES, description="How many of the highest values, as text; 0 is all")
-    ] = 0
+    binary_data: bool | None = declare(None, "As `binary_data_output`, for this output")
+    classification: int = declare(
+        0, "How many of the highest values, as text; 0 is all values", ge=0, le=MOST_CLASSES
+    )
 
 
 def _described(kind: type[Declared]) -> str:

@@ -33,7 +33,8 @@ const place = document.getElementById("controls");
 const styles = document.getElementById("styles");
 
 onScene(draw);
-onChange(["layer", "sort", ...LOOKS.filter((name) => name !== "channel")], draw);
+// Numbers are typed one after the other: making the controls again would lose the next one.
+onChange(["layer", "sort", "target", ...LOOKS.filter((name) => DRAWING[name].type === "string")], draw);
 // On a narrow screen the maps come first.
 document.getElementById("adjust").open = innerWidth > 900;
 
