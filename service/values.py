@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.dtypes import WIDENED
+from service.parameters import NO_REDUCTION, Reduction
 
 Array = npt.NDArray[Any]
 Layout = Literal["NCHW", "NHWC", "NC"]
@@ -21,13 +22,6 @@ Color = Literal["rgb", "bgr", "rgba", "gray", "y"]
 # Where the size that is served without `size=` comes from.
 SizeSource = Literal["graph", "model.toml", "guessed"]
 FieldStatus = Literal["exact", "upper_bound", "whole_input", "unknown"]
-DtypeChoice = Literal["native", "float32", "float16", "uint8"]
-Pool = Literal["none", "avg", "max", "gem"]
-Compress = Literal["none", "deflate"]
-Style = Literal["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam"]
-Combine = Literal["mean", "max", "norm"]
-Normalize = Literal["layer", "channel", "fixed"]
-PictureFormat = Literal["png", "webp", "jpeg"]
 Coding = Literal["zstd", "gzip", "deflate"]
 Chunk = bytes | memoryview
 
@@ -204,37 +198,6 @@ class Window:
     width: int
 
 
-@dataclass(frozen=True)
-class Channels:
-    """Which channels: `indices` as listed, or the `top` ones of each image by mean absolute activation."""
-
-    indices: tuple[int, ...] = ()
-    top: int | None = None
-
-
-@dataclass(frozen=True)
-class Region:
-    """A part of the upright photograph, in pixels or in percent of its sides."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    percent: bool = False
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """What is done to every map, in this order: channels, region, pool or grid, cast."""
-
-    channels: Channels | None = None
-    region: Region | None = None
-    pool: Pool = "none"
-    grid: tuple[int, int] | None = None
-    dtype: DtypeChoice = "native"
-
-
-NO_REDUCTION = Reduction()
 # By layer, what of its reduction is done before its map is handed out.
 Parts = Mapping[str, Reduction]
 
@@ -249,29 +212,6 @@ class FeatureMap:
     layer: Layer
     values: Array
     done: Reduction = NO_REDUCTION
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How a feature map is drawn; None leaves the choice to the drawing.
-
-    `clip` is in percent of the values; `scale` are pixels a cell; `image_weight` 0..1 is the weight
-    of the photograph in an overlay; `target` is a class's index.
-    """
-
-    style: Style = "grid"
-    channel: int | None = None
-    combine: Combine = "mean"
-    normalize: Normalize = "layer"
-    vmin: float | None = None
-    vmax: float | None = None
-    clip: float = 0.0
-    colormap: str | None = None
-    columns: int | None = None
-    scale: int | None = None
-    image_weight: float = 0.5
-    target: int | None = None
-    format: PictureFormat = "png"
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,14 @@ from onnx import ModelProto, helper
 from service import app
 from service.engine.runner import Runtime, Session
 from service.errors import ServiceError
+from service.parameters import Drawing, Reduction
 from service.pipeline.answers import ArraysAnswer
 from service.pipeline.prepare import ImagesRequest, KeptImageRequest
 from service.pipeline.views import PictureAnswer
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import (
-    Array,
-    Channels,
-    Drawing,
-    Payload,
-    Reduction,
-    Region,
-)
+from service.syntax import Channels, Region
+from service.values import Array, Payload
 from service.web.v2.outputs import OutputsAnswer
 from service.web.v2.request import InferenceRequest, Output
 from tests.builders import encoded, photograph, put, small_cnn

@@ -20,6 +20,7 @@ from service.app import make_pipeline
 from service.engine.draft import Draft
 from service.errors import DeadlineExceeded, MalformedRequest, Overloaded
 from service.intake.decode import decode
+from service.parameters import Drawing, Reduction
 from service.pipeline import prepare as prepare_module
 from service.pipeline.admission import Admission
 from service.pipeline.answers import ArraysAnswer, JsonAnswer
@@ -30,7 +31,7 @@ from service.pipeline.shared import Shared, SingleFlight
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.pipeline.work import Pipeline
 from service.settings import Settings
-from service.values import Drawing, Identity, Picture, Reduction
+from service.values import Identity, Picture
 from tests.builders import encoded, model, photograph, put, small_cnn, weight
 
 ASKED = ImagesRequest(model="small", images=(b"x",), answer=ArraysAnswer(), layers=("stem/relu",))

@@ -5,15 +5,20 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from service.cli.program import main
+from service.declarations import allowed, schema_of
 from service.errors import ServiceError
+from service.parameters import Drawing, Reduction
 from service.settings import Settings
 from service.web.problems import CODES, STATUS
+from service.web.queries import FeaturesQuery
 from tests.builders import encoded, photograph
 from tests.conftest import ROOT
 from tests.servers import serving
@@ -59,6 +64,27 @@ def test_the_settings_are_those_of_the_code() -> None:
 def shown(name: str) -> str:
     default = Settings.model_fields[name].default
     return "" if default in ((), "") else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+REST = {name: told for name, told in schema_of(FeaturesQuery).items() if name not in schema_of(Reduction)}
+
+
+@pytest.mark.parametrize(
+    ("title", "declared"),
+    [
+        ("What is done to a map, in this order", schema_of(Reduction)),
+        ("How it is drawn", schema_of(Drawing)),
+        ("What else a request for arrays takes", REST),
+    ],
+)
+def test_the_parameters_are_those_of_the_code(title: str, declared: Mapping[str, Mapping[str, Any]]) -> None:
+    assert rows(title) == [parameter_row(name, told) for name, told in declared.items()]
+
+
+def parameter_row(name: str, told: Mapping[str, Any]) -> list[str]:
+    default = told.get("default", "")
+    shown = ", ".join(default) if isinstance(default, list) else str(default)
+    return [f"`{name}`", allowed(told), f"`{shown}`" if shown else "", told["description"]]
 
 
 def test_the_codes_are_those_of_the_code() -> None:

@@ -1,86 +1,76 @@
 """`featuremaps extract` and `render`: the service's own pipeline without the door."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from service.errors import ConfigurationError
+from service.output.pictures.files import FILES
 from service.output.table import FORMATS, choose_format
 from service.pipeline.answers import ArraysAnswer
 from service.pipeline.prepare import ImagesRequest
+from service.pipeline.request import Answer
 from service.pipeline.views import PictureAnswer
 from service.pipeline.work import Pipeline
-from service.values import Compress, Drawing, Payload, Reduction
+from service.values import Payload
+from service.web.queries import FeaturesQuery, RenderQuery, drawing, reduction
 
 
-@dataclass(frozen=True)
-class Extraction:
-    """What is wanted of every image."""
-
-    model: str
-    layers: tuple[str, ...]
-    reduction: Reduction
-    format: str | None
-    compress: Compress
-    size: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """What is wanted of one image."""
-
-    model: str
-    layer: str
-    reduction: Reduction
-    drawing: Drawing
-    size: tuple[int, int] | None
-
-
-async def run_rendering(pipeline: Pipeline, wanted: Rendering, image: bytes, output: Path | None) -> None:
+async def run_rendering(
+    pipeline: Pipeline, model: str, asked: RenderQuery, image: bytes, output: Path | None
+) -> None:
     """Write one picture.
 
     Raises:
         ServiceError
     """
-    request = ImagesRequest(
-        model=wanted.model,
-        images=(image,),
-        answer=PictureAnswer(wanted.drawing),
-        layers=(wanted.layer,),
-        reduction=wanted.reduction,
-        size=wanted.size,
-        timeout_s=pipeline.limits.timeout_s,
-    )
-    payload = await pipeline.answer(request)
+    answer = PictureAnswer(drawing(asked))
+    payload = await pipeline.answer(_request(pipeline, model, asked, image, answer))
     _write(payload, output or Path(payload.file_name))
 
 
 async def run_extraction(
-    pipeline: Pipeline, wanted: Extraction, images: Sequence[Path], output: Path | None
+    pipeline: Pipeline, model: str, asked: FeaturesQuery, images: Sequence[Path], output: Path | None
 ) -> None:
     """Write one file an image.
 
     Raises:
         ServiceError: the first refusal; files written before it stay.
     """
-    targets = _targets(images, output, wanted.format)
+    targets = _targets(images, output, asked.format)
     quiet = len(images) == 1 or not sys.stderr.isatty()
     with click.progressbar(images, label="extract", file=sys.stderr, hidden=quiet) as shown:
         for image, (target, kind) in zip(shown, targets, strict=True):
-            _write(await pipeline.answer(_request(pipeline, wanted, image, kind)), target)
+            answer = ArraysAnswer(choose_format(kind, None).name, asked.compress)
+            _write(
+                await pipeline.answer(_request(pipeline, model, asked, image.read_bytes(), answer)), target
+            )
 
 
-def _request(pipeline: Pipeline, wanted: Extraction, image: Path, kind: str) -> ImagesRequest:
+def picture_format(output: Path | None) -> str:
+    """The picture format that a file's name ends with; png where it has no ending.
+
+    Raises:
+        ConfigurationError
+    """
+    if output is None or not output.suffix:
+        return "png"
+    endings = {file.extension: name for name, file in FILES.items()}
+    return _by_ending(output, endings | {name: name for name in FILES})
+
+
+def _request(
+    pipeline: Pipeline, model: str, asked: FeaturesQuery | RenderQuery, image: bytes, answer: Answer
+) -> ImagesRequest:
     return ImagesRequest(
-        model=wanted.model,
-        images=(image.read_bytes(),),
-        answer=ArraysAnswer(choose_format(kind, None).name, wanted.compress),
-        layers=wanted.layers,
-        reduction=wanted.reduction,
-        size=wanted.size,
+        model=model,
+        images=(image,),
+        answer=answer,
+        layers=asked.layers if isinstance(asked, FeaturesQuery) else (asked.layer or "",),
+        reduction=reduction(asked),
+        size=asked.size,
         timeout_s=pipeline.limits.timeout_s,
     )
 
@@ -92,7 +82,7 @@ def _targets(images: Sequence[Path], output: Path | None, kind: str | None) -> l
             raise ConfigurationError(f"`-` takes the maps of one image, and {len(images)} need a folder")
         return [(Path("-"), kind or "npz")]
     if len(images) == 1 and output is not None and output.suffix and not output.is_dir():
-        chosen = kind or _format_of(output)
+        chosen = kind or _by_ending(output, {x.extension: name for name, x in FORMATS.items()})
         return [(output, chosen)]
     chosen = kind or "npz"
     folder = output or Path()
@@ -107,12 +97,11 @@ def _targets(images: Sequence[Path], output: Path | None, kind: str | None) -> l
     return [(target, chosen) for target in targets]
 
 
-def _format_of(output: Path) -> str:
-    ending = output.suffix.removeprefix(".")
-    for name, kind in FORMATS.items():
-        if kind.extension == ending:
-            return name
-    raise ConfigurationError(f"{output} ends as no format does: say which with --format")
+def _by_ending(output: Path, endings: Mapping[str, str]) -> str:
+    ending = output.suffix.removeprefix(".").lower()
+    if ending not in endings:
+        raise ConfigurationError(f"{output} ends as no format does: say which with --format")
+    return endings[ending]
 
 
 def _write(payload: Payload, target: Path) -> None:

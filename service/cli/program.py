@@ -5,26 +5,24 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from service import __version__
 from service.cli.logs import set_up
-from service.cli.options import OFFLINE, drawing_options, reduction_options, setting_options
+from service.cli.options import OFFLINE, parameter_options, setting_options
 from service.cli.statuses import BAD_USAGE, FAILED
-from service.errors import ConfigurationError, ServiceError
+from service.declarations import read
+from service.errors import ConfigurationError, InvalidParameter, ServiceError
 from service.output.table import FORMATS
-from service.output.words import read_channels, read_grid, read_region
 from service.settings import KEY_VARIABLE, Settings, read_settings, service_links
-from service.values import Compress, Drawing, Layer, Reduction
+from service.values import Layer
 from service.web.keys import INFER, SCOPES, make_key
-from service.web.queries import SIDES
+from service.web.queries import FeaturesQuery, LayersQuery, RenderQuery
 
 log = logging.getLogger("featuremaps.settings")
 SECONDS = click.FloatRange(0.1, 3600)
@@ -39,7 +37,7 @@ class OneLine(click.Group):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except ConfigurationError as error:
+        except (ConfigurationError, InvalidParameter) as error:
             _complain(str(error), BAD_USAGE)
         except ServiceError as error:
             _complain(error.detail, FAILED)
@@ -102,10 +100,9 @@ def models(options: Mapping[str, Any]) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--layers", "words", multiple=True, help="Which layers, as over HTTP; repeatable.")
-@click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
+@parameter_options(LayersQuery, without=["version"])
 @setting_options(OFFLINE)
-def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[str, Any]) -> None:
+def layers(model: str, asked: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """List the layers of MODEL: a model's name, or the path of an .onnx file.
 
     \b
@@ -115,8 +112,8 @@ def layers(model: str, words: Sequence[str], size: str | None, options: Mapping[
       featuremaps layers resnet50.onnx --layers 'module:layer3.*'
     """
     with _pipeline(options, model) as pipeline:
-        chosen = words or ("all",)
-        found = asyncio.run(pipeline.layers(_name(model), None, chosen, _sides(size))).layers
+        query = read(LayersQuery, asked)
+        found = asyncio.run(pipeline.layers(_name(model), None, query.layers, query.size)).layers
     rows = [
         (
             str(x.index),
@@ -145,11 +142,7 @@ def _shown_name(layer: Layer) -> str:
 @main.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=IMAGE_FILE)
-@click.option("--layers", "words", multiple=True, default=("stages",), help="Which layers; repeatable.")
-@reduction_options
-@click.option("--format", "kind", type=click.Choice(tuple(FORMATS)), help="Default: npz, or as OUTPUT ends.")
-@click.option("--compress", type=click.Choice(get_args(Compress)), default="none", help="For npz.")
-@click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
+@parameter_options(FeaturesQuery, without=["version", "timeout_s"])
 @click.option(
     "-o",
     "--output",
@@ -158,9 +151,13 @@ def _shown_name(layer: Layer) -> str:
 )
 @setting_options(OFFLINE)
 def extract(
-    model: str, images: Sequence[Path], output: Path | None, options: Mapping[str, Any], **asked: Any
+    model: str,
+    images: Sequence[Path],
+    output: Path | None,
+    options: Mapping[str, Any],
+    asked: Mapping[str, Any],
 ) -> None:
-    """Write the feature maps of IMAGES, one file each.
+    """Write the feature maps of IMAGES, one file each, in the format that OUTPUT ends with.
 
     \b
     Examples:
@@ -168,51 +165,41 @@ def extract(
       featuremaps extract resnet50.onnx cat.jpg --layers 'op:Relu' -o maps.safetensors
       featuremaps extract cifar-resnet photos/*.jpg --layers stage:-1 --format npy -o features/
     """
-    from service.cli.extraction import Extraction, run_extraction
+    from service.cli.extraction import run_extraction
 
+    query = read(FeaturesQuery, asked)
     with _pipeline(options, model) as pipeline:
-        wanted = Extraction(
-            model=_name(model),
-            layers=tuple(asked["words"]),
-            reduction=_reduction(asked),
-            format=asked["kind"],
-            compress=asked["compress"],
-            size=_sides(asked["size"]),
-        )
-        asyncio.run(run_extraction(pipeline, wanted, images, output))
+        asyncio.run(run_extraction(pipeline, _name(model), query, images, output))
 
 
 @main.command()
 @click.argument("model")
 @click.argument("layer")
 @click.argument("image", type=IMAGE_FILE)
-@drawing_options
-@click.option("--channels", metavar="0..15,32|top:8", help="Which channels.")
-@click.option("--region", metavar="x,y,w,h|pct:x,y,w,h", help="Part of the upright photograph.")
-@click.option("--size", metavar="HxW", help="Input size, where it is dynamic.")
+@parameter_options(RenderQuery, without=["layer", "version", "timeout_s"])
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="`-` is standard output.")
 @setting_options(OFFLINE)
 def render(
-    model: str, layer: str, image: Path, output: Path | None, options: Mapping[str, Any], **asked: Any
+    model: str,
+    layer: str,
+    image: Path,
+    output: Path | None,
+    options: Mapping[str, Any],
+    asked: Mapping[str, Any],
 ) -> None:
-    """Draw the feature map of one LAYER of IMAGE.
+    """Draw the feature map of one LAYER of IMAGE, in the format that OUTPUT ends with.
 
     \b
     Examples:
       featuremaps render cifar-resnet stem.relu cat.jpg -o map.png
       featuremaps render cifar-resnet stage3.block2.relu cat.jpg --style overlay -o cat.webp
     """
-    from service.cli.extraction import Rendering, run_rendering
+    from service.cli.extraction import picture_format, run_rendering
 
+    chosen = asked.get("format") or picture_format(output)
+    query = read(RenderQuery, {**asked, "layer": layer, "format": chosen})
     with _pipeline(options, model) as pipeline:
-        wanted = Rendering(
-            model=_name(model),
-            layer=layer,
-            reduction=_reduction({"pool": "none", "grid": None, "dtype": "native", **asked}),
-            drawing=_drawing(asked, output),
-            size=_sides(asked["size"]),
-        )
-        asyncio.run(run_rendering(pipeline, wanted, image.read_bytes(), output))
+        asyncio.run(run_rendering(pipeline, _name(model), query, image.read_bytes(), output))
 
 
 @main.command()
@@ -341,42 +328,8 @@ def _settings(options: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _reduction(asked: Mapping[str, Any]) -> Reduction:
-    """As over HTTP.
-
-    Raises:
-        InvalidParameter
-    """
-    return Reduction(
-        channels=read_channels(asked["channels"]) if asked["channels"] else None,
-        region=read_region(asked["region"]) if asked["region"] else None,
-        pool=asked["pool"],
-        grid=read_grid(asked["grid"]) if asked["grid"] else None,
-        dtype=asked["dtype"],
-    )
-
-
-def _drawing(asked: Mapping[str, Any], output: Path | None) -> Drawing:
-    """The format is that of the file's ending where nothing else is said."""
-    given = {f.name: asked[f.name] for f in fields(Drawing) if f.name in asked}
-    ending = output.suffix.removeprefix(".").lower() if output else ""
-    by_ending = {"png": "png", "webp": "webp", "jpg": "jpeg", "jpeg": "jpeg"}.get(ending)
-    if ending and by_ending is None and asked["kind"] is None:
-        raise ConfigurationError(f"{output} ends as no picture does: say which with --format")
-    return Drawing(**{**given, "format": asked["kind"] or by_ending or "png"})
-
-
 def _name(model: str) -> str:
     return Path(model).stem if model.endswith(".onnx") else model
-
-
-def _sides(size: str | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    if not re.fullmatch(SIDES, size):
-        raise click.BadParameter(f"{size!r} is not HxW, such as 224x224", param_hint="--size")
-    height, width = map(int, size.split("x"))
-    return height, width
 
 
 def _pair(pair: tuple[Any, Any] | None) -> str:

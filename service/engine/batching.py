@@ -13,7 +13,8 @@ from service.engine.device import to_host
 from service.engine.execution import Execution, Values
 from service.engine.runner import Stop, Value
 from service.errors import ModelFailed, ShapeMismatch
-from service.values import NO_REDUCTION, Array, Layer, Parts, Reduction, Step
+from service.parameters import NO_REDUCTION, Reduction
+from service.values import Array, Layer, Parts, Step
 
 
 @dataclass(eq=False)

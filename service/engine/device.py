@@ -15,7 +15,9 @@ from cachetools import LRUCache, cached
 from service.engine.protos import element_type
 from service.engine.runner import Runtime, Session, Value
 from service.engine.small_graphs import select_and_average, take_rows
-from service.values import NO_REDUCTION, Array, Channels, Layer, Reduction
+from service.parameters import NO_REDUCTION, Reduction
+from service.syntax import Channels
+from service.values import Array, Layer
 
 T = TypeVar("T")
 SESSIONS_KEPT = 64

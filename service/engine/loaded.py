@@ -31,19 +31,8 @@ from service.errors import (
     RequestError,
     ServiceError,
 )
-from service.values import (
-    NO_REDUCTION,
-    Array,
-    Identity,
-    Layer,
-    Parts,
-    Plan,
-    Preprocessing,
-    Reduction,
-    SizeSource,
-    Step,
-    TensorSpec,
-)
+from service.parameters import NO_REDUCTION, Reduction
+from service.values import Array, Identity, Layer, Parts, Plan, Preprocessing, SizeSource, Step, TensorSpec
 
 Outcome = dict[str, Array] | Exception
 

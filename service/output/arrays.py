@@ -13,7 +13,8 @@ from numpy.lib import format as npy_format
 from safetensors.numpy import save
 
 from service.errors import AnswerTooLarge, NameNotStorable, NonFinite, NotCombinable
-from service.values import Array, Chunk, Compress
+from service.parameters import Compress
+from service.values import Array, Chunk
 
 METADATA_MEMBER = "__metadata__"
 # A zip's names have lengths of two bytes; a refusal says the beginning of one.

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from service.errors import NotCombinable
-from service.values import Array, Chunk, Compress
+from service.parameters import Compress
+from service.values import Array, Chunk
 
 METADATA_KEY = "featuremaps"
 

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import OutOfRange
-from service.values import Array, DtypeChoice, Layer
+from service.parameters import DtypeChoice
+from service.values import Array, Layer
 
 LEVELS = 255
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from service.errors import InvalidParameter, NotCombinable
 from service.output.quantise import cast, quantise
-from service.values import NO_REDUCTION, Array, Channels, FeatureMap, Layer, Reduction, Window
+from service.parameters import NO_REDUCTION, Reduction
+from service.syntax import Channels
+from service.values import Array, FeatureMap, Layer, Window
 
 # Generalised mean pooling: p = 3 and this floor as in Radenović et al. 2018, arXiv 1711.02512.
 GEM_POWER, GEM_FLOOR = 3, 1e-6

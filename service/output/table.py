@@ -6,7 +6,8 @@ from typing import Protocol
 from service.errors import InvalidParameter, NotAcceptable
 from service.output.arrays import Metadata, Npy, Npz, Safetensors
 from service.output.arrow import Arrow
-from service.values import Array, Chunk, Compress
+from service.parameters import Compress
+from service.values import Array, Chunk
 
 
 class ArrayFormat(Protocol):

@@ -3,7 +3,8 @@
 import math
 
 from service.errors import InvalidParameter, NotCombinable
-from service.values import Layer, Placement, Region, Window
+from service.syntax import Region
+from service.values import Layer, Placement, Window
 
 
 def find_window(region: Region, layer: Layer, placement: Placement, seen: tuple[int, int]) -> Window:

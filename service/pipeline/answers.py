@@ -13,19 +13,10 @@ from service.errors import AnswerTooLarge, NotCombinable
 from service.output import arrays, reduce
 from service.output.quantise import error_bound
 from service.output.table import FORMATS
+from service.parameters import NO_REDUCTION, Compress, Reduction
 from service.pipeline.prepare import TensorRequest
 from service.pipeline.request import Computation, Encoded, Ready, Windows
-from service.values import (
-    NO_REDUCTION,
-    Array,
-    Compress,
-    FeatureMap,
-    Layer,
-    Limits,
-    Parts,
-    Reduction,
-    Window,
-)
+from service.values import Array, FeatureMap, Layer, Limits, Parts, Window
 
 OTHER_REDUCTION = "a smaller grid, for channels by their numbers, for another pool or dtype"
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from service.engine.loaded import LoadedModel
 from service.engine.runner import Stop
+from service.parameters import NO_REDUCTION, Reduction
 from service.pipeline.admission import Permit
 from service.pipeline.stopwatch import Stopwatch
 from service.values import (
-    NO_REDUCTION,
     Chunk,
     Coding,
     FeatureMap,
@@ -22,7 +22,6 @@ from service.values import (
     Parts,
     Picture,
     Prepared,
-    Reduction,
     Window,
 )
 

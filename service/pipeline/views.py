@@ -9,12 +9,12 @@ import orjson
 from service.errors import InvalidParameter, NotCombinable
 from service.output import pictures, reduce
 from service.output.statistics import describe
+from service.parameters import NO_REDUCTION, ON_PHOTOGRAPH, Drawing, Reduction
 from service.pipeline.answers import check_worked_on, check_working, too_large, window_of
 from service.pipeline.prepare import TensorRequest
 from service.pipeline.request import Computation, Encoded, Ready, Windows
-from service.values import NO_REDUCTION, Array, Drawing, FeatureMap, Layer, Reduction
+from service.values import Array, FeatureMap, Layer
 
-ON_PHOTOGRAPH = ("overlay", "eigencam", "cam")
 SIMPLER_DRAWING = "style=heatmap without clip, for fewer channels, for a region"
 
 

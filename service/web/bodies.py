@@ -4,12 +4,13 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import Request
 from multipart import MultipartError, MultipartParser, parse_options_header
-from pydantic import ValidationError
 
+from service.declarations import read
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
 from service.output.coding import choose_coding
 from service.output.table import choose_format
@@ -18,19 +19,15 @@ from service.pipeline.prepare import ImagesRequest, TensorRequest
 from service.pipeline.request import Answer, BodyRequest
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
 from service.pipeline.work import Pipeline
-from service.values import NO_REDUCTION, Reduction
 from service.web.queries import (
     FeaturesQuery,
     JsonFeaturesQuery,
-    PartQuery,
     RenderQuery,
     StatisticsQuery,
     drawing,
-    part,
     reduction,
-    sides,
 )
-from service.web.validation import parse_json, refused
+from service.web.validation import parse_json
 
 AnyQuery = StatisticsQuery | RenderQuery
 Query = TypeVar("Query", StatisticsQuery, JsonFeaturesQuery, FeaturesQuery, RenderQuery)
@@ -98,10 +95,10 @@ def asked(request: Request, model: str, query: AnyQuery, *, negotiates: bool = T
         "version": query.version,
         "timeout_s": query.timeout_s,
         "answer": _answer(query, accept),
-        "layers": (_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
-        "reduction": _reduction(query),
+        "layers": (_one_layer(query),) if isinstance(query, RenderQuery) else query.layers,
+        "reduction": reduction(query),
         "coding": choose_coding(request.headers.get("accept-encoding")),
-        "size": sides(query.size),
+        "size": query.size,
     }
 
 
@@ -115,16 +112,6 @@ def _answer(query: AnyQuery, accept: str | None) -> Answer:
             return PictureAnswer(drawing(query))
         case _:
             return StatisticsAnswer()
-
-
-def _reduction(query: AnyQuery) -> Reduction:
-    match query:
-        case JsonFeaturesQuery():
-            return reduction(query)
-        case PartQuery():
-            return part(query)
-        case _:
-            return NO_REDUCTION
 
 
 def _one_layer(query: RenderQuery) -> str:
@@ -148,11 +135,8 @@ def _from_json(body: bytes, query: Query, request: Request) -> tuple[tuple[bytes
 
 
 def _merged(query: Query, content: Mapping[str, Any]) -> Query:
-    given = query.model_dump(exclude_unset=True)
-    try:
-        return type(query).model_validate({**given, **content}, strict=True)
-    except ValidationError as error:
-        raise refused(error, "body") from error
+    given = read(type(query), content, strict=True)
+    return replace(query, **{name: getattr(given, name) for name in content})
 
 
 def _base64(index: int, text: Any) -> bytes:

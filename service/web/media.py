@@ -12,7 +12,7 @@ Told = dict[str, Any]
 # Generators look for `format: binary`, whatever JSON Schema 2020-12 thinks of it.
 BINARY: Told = {"type": "string", "format": "binary"}
 NO_CONTENT = ("204", "304")
-JSON_BODIES: Mapping[str, type[BaseModel]] = {
+JSON_BODIES: Mapping[str, type] = {
     "FeaturesBody": FeaturesQuery,
     "JsonFeaturesBody": JsonFeaturesQuery,
     "StatisticsBody": StatisticsQuery,

@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from service import values
+from service import parameters, values
+from service.declarations import STYLES, model_of, without_null
 from service.engine.catalog import State
-from service.web import keys, queries, schemas
+from service.web import keys, schemas
 from service.web.access import OPEN_PATHS
 from service.web.media import HEADERS, JSON_BODIES, NO_CONTENT, ON_EVERY_ANSWER, ON_REFUSALS, told_headers
-from service.web.parameters import without_null
 from service.web.problems import CODES, PROBLEM_TYPE, STATUS, responses
 from service.web.v2.schemas import ChangeRequest, Datatype, IndexRequest, InferenceRequest, RepositoryState
 
@@ -50,28 +50,28 @@ SECURITY = {
 }
 # Enumerations by their names in clients, with what they choose.
 ENUMS: Mapping[str, tuple[Any, str]] = {
-    "ArrayFormatName": (queries.FormatName, "How arrays are written"),
+    "ArrayFormatName": (parameters.FormatName, "How arrays are written"),
     "Color": (values.Color, "Which channels a network sees, in their order"),
-    "Combine": (values.Combine, "How the channels of a heatmap become one"),
-    "Compress": (values.Compress, "Whether the members of an npz file are compressed"),
+    "Combine": (parameters.Combine, "How the channels of a heatmap become one"),
+    "Compress": (parameters.Compress, "Whether the members of an npz file are compressed"),
     "Datatype": (Datatype, "Type of a tensor's values, by the v2 protocol's names; BYTES are texts"),
-    "DtypeChoice": (values.DtypeChoice, "Type of the values sent; native is the graph's own"),
+    "DtypeChoice": (parameters.DtypeChoice, "Type of the values sent; native is the graph's own"),
     "FieldStatus": (values.FieldStatus, "How far a receptive field is known"),
     "SizeSource": (values.SizeSource, "Where the size that is served comes from"),
-    "FilterFormat": (queries.FilterFormat, "How filters are written or drawn"),
+    "FilterFormat": (parameters.FilterFormat, "How filters are written or drawn"),
     "Fit": (values.Fit, "How a photograph becomes as large as the network's input"),
     "Interpolation": (values.Interpolation, "How a photograph is resized, by Pillow's names"),
     "Layout": (values.Layout, "The order of a tensor's axes"),
     "ModelState": (State, "Whether a model can be asked"),
-    "Normalize": (values.Normalize, "What one scale of a picture holds for"),
+    "Normalize": (parameters.Normalize, "What one scale of a picture holds for"),
     "PadAt": (values.PadAt, "Where a letterboxed photograph lies"),
-    "PictureFormat": (values.PictureFormat, "How pictures are written"),
-    "Pool": (values.Pool, "What is taken over rows and columns; gem is the generalised mean with p = 3"),
+    "PictureFormat": (parameters.PictureFormat, "How pictures are written"),
+    "Pool": (parameters.Pool, "What is taken over rows and columns; gem is the generalised mean with p = 3"),
     "PreprocessingSource": (schemas.PreprocessingSource, "Whether the model says how it is fed"),
     "Provider": (schemas.Provider, "What runs the network"),
     "RepositoryState": (RepositoryState, "Whether a version can be asked"),
     "Scope": (keys.Scope, "What a key allows"),
-    "Style": (values.Style, "How a feature map is drawn"),
+    "Style": (parameters.Style, "How a feature map is drawn"),
 }
 # What a caller can meet anywhere, where the operator asks for keys or sets rates.
 ANYWHERE = (401, 429)
@@ -141,7 +141,7 @@ def _problem() -> Schema:
 
 def _body(name: str) -> Schema:
     """A JSON body: images in base64, and beside them what could stand in the query."""
-    schema = _schema(JSON_BODIES[name])
+    schema = _schema(model_of(JSON_BODIES[name]))
     images = {
         "type": "array",
         "minItems": 1,
@@ -213,6 +213,7 @@ def _tidied(node: Any) -> Any:
         return [_tidied(item) for item in node]
     if not isinstance(node, dict):
         return node
+    node = {key: value for key, value in node.items() if key != STYLES}
     if name := _enum_name(node):
         kept = {key: value for key, value in node.items() if key not in ("enum", "type", "title")}
         node = {"$ref": f"#/components/schemas/{name}", **kept}

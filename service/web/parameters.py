@@ -4,72 +4,51 @@ FastAPI looks at each field of a query anew for each request, which for ours tak
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
 
+from service.declarations import Declared, model_of, read, schema_of
 from service.errors import InvalidParameter
-from service.web.validation import refused
 
-Query = TypeVar("Query", bound=BaseModel)
-REPEATABLE = ("layers",)
-# No operation takes as many; pydantic's words for 12,000 unknown ones took a tenth of a second.
+# No operation takes as many.
 MOST_NAMES = 100
-NULL = {"type": "null"}
 
 
-def asked(kind: type[Query]) -> Callable[[Request], Coroutine[Any, Any, Query]]:
+def asked(kind: type[Declared]) -> Callable[[Request], Coroutine[Any, Any, Declared]]:
     """A dependency that reads a query. It is async, since FastAPI gives any other a thread of its own.
 
     Raises (when called):
-        InvalidParameter: a parameter with one value is given more than once, or there are far too many.
-        RequestValidationError: one that does not exist, or a wrong value.
+        InvalidParameter: a parameter with one value is given more than once, or does not exist, or is wrong.
     """
+    repeatable = {name for name, told in schema_of(kind).items() if told.get("type") == "array"}
 
-    async def read(request: Request) -> Query:
-        try:
-            return kind.model_validate(_given(request))
-        except ValidationError as error:
-            raise refused(error, "query") from error
+    async def read_query(request: Request) -> Declared:
+        return read(kind, _given(request, repeatable))
 
-    return read
+    return read_query
 
 
-def parameters(kind: type[BaseModel]) -> list[dict[str, Any]]:
+def parameters(kind: type[Declared]) -> list[dict[str, Any]]:
     """The query's parameters as OpenAPI's parameter objects."""
-    schema = without_null(kind.model_json_schema())
-    required = schema.get("required", ())
+    required = {name for name, field in model_of(kind).model_fields.items() if field.is_required()}
     return [
         {
             "name": name,
             "in": "query",
             "required": name in required,
             "schema": {key: value for key, value in told.items() if key != "description"},
-            **({"description": told["description"]} if "description" in told else {}),
+            "description": told["description"],
         }
-        for name, told in schema["properties"].items()
+        for name, told in schema_of(kind).items()
     ]
 
 
-def without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """An object's schema where what may be left out is left out, and not null, which no query can say."""
-    return schema | {"properties": {name: _given_value(told) for name, told in schema["properties"].items()}}
-
-
-def _given_value(told: dict[str, Any]) -> dict[str, Any]:
-    kinds = [kind for kind in told.get("anyOf", ()) if kind != NULL]
-    if NULL not in told.get("anyOf", ()) or len(kinds) != 1:
-        return told
-    kind: dict[str, Any] = kinds[0]
-    return kind | {key: value for key, value in told.items() if key != "anyOf" and value is not None}
-
-
-def _given(request: Request) -> dict[str, Any]:
+def _given(request: Request, repeatable: set[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
-        if name in REPEATABLE:
+        if name in repeatable:
             values.setdefault(name, []).append(value)
         elif name in values:
             raise InvalidParameter(f"{name[:100]} is given more than once", parameter=name[:100])

@@ -21,7 +21,6 @@ from service.values import (
     PadAt,
     SizeSource,
     StoredImage,
-    TensorSpec,
 )
 
 PreprocessingSource = Literal["model.toml", "default"]
@@ -265,7 +264,7 @@ def model_description(model: LoadedModel) -> Mapping[str, Any]:
     table = model.layers()
     return {
         **asdict(model.identity),
-        "inputs": [_tensor(spec) for spec in model.inputs],
+        "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": model.outputs,
         "preprocessing": asdict(model.recipe) if model.recipe else None,
         "size_source": model.size_source,
@@ -293,39 +292,16 @@ def layer_list(selected: Selected) -> Mapping[str, Any]:
     }
 
 
-def _tensor(spec: TensorSpec) -> Mapping[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "layout": spec.layout}
-
-
 def _layer(layer: Layer) -> Mapping[str, Any]:
     field = layer.receptive_field
     return {
-        "name": layer.name,
-        "index": layer.index,
-        "node": layer.node,
-        "op": layer.op,
-        "shape": layer.shape,
-        "dtype": layer.dtype,
-        "layout": layer.layout,
-        "channel_axis": layer.channel_axis,
-        "batch_axis": layer.batch_axis,
-        "channels": layer.channels,
+        **{name: getattr(layer, name) for name in LayerDescription.model_fields},
         "reduction": _numbers(layer.reduction),
         "receptive_field": {
             "size": _numbers(field.size),
             "start": _numbers(field.start),
             "status": field.status,
         },
-        "macs": layer.macs,
-        "params": layer.params,
-        "cumulative_macs": layer.cumulative_macs,
-        "bytes_per_image": layer.bytes_per_image,
-        "stage": layer.stage,
-        "feature": layer.feature,
-        "module": layer.module,
-        "has_variable_shape": layer.has_variable_shape,
-        "after_activation": layer.after_activation,
-        "reads": layer.reads,
     }
 
 

@@ -20,7 +20,8 @@ from service.intake.preprocess import preprocess
 from service.output import coding
 from service.output.reduce import apply
 from service.output.table import FORMATS
-from service.values import FeatureMap, Reduction
+from service.parameters import Reduction
+from service.values import FeatureMap
 from tests.benchmarks.early import jpeg, repository
 
 REPEATS = 15

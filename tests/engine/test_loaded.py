@@ -24,7 +24,9 @@ from service.engine.runner import Runtime, Session, Stop, Stopped
 from service.engine.tables import TABLES_KEPT
 from service.errors import ModelFailed, ShapeMismatch
 from service.output.reduce import apply
-from service.values import Channels, FeatureMap, Reduction, Region, Window
+from service.parameters import Reduction
+from service.syntax import Channels, Region
+from service.values import FeatureMap, Window
 from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import model as make
 from tests.builders import put, reshaping_cnn, small_cnn

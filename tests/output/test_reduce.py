@@ -16,8 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from service.errors import InvalidParameter, NotCombinable, OutOfRange
 from service.output.quantise import cast, error_bound
 from service.output.reduce import answer_bytes, apply, check, working_bytes
-from service.output.words import read_channels, read_grid, read_region
-from service.values import Channels, FeatureMap, Layer, Reduction, Region, Window
+from service.parameters import Reduction
+from service.syntax import Channels, Region, read_channels, read_grid, read_region
+from service.values import FeatureMap, Layer, Window
 from tests.engine.test_selection import layer as any_layer
 
 FINITE = st.floats(-1000, 1000, width=32)

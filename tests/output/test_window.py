@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidParameter, NotCombinable
 from service.output.window import find_window
-from service.values import Layer, Placement, Region, Window
+from service.syntax import Region
+from service.values import Layer, Placement, Window
 from tests.engine.test_selection import layer as any_layer
 
 

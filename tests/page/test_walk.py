@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from service.declarations import schema_of
+from service.parameters import Drawing
 from tests.builders import encoded, merging_cnn, photograph, put, small_cnn
 from tests.conftest import ROOT
 from tests.page.conftest import REFUSED, Opening, picture
@@ -280,6 +282,18 @@ def test_colours_and_scales_change_the_picture_and_its_legend(page: Page) -> Non
         view_of(page).items()
         >= {"colormap": "viridis", "normalize": "fixed", "vmin": "0", "vmax": "2"}.items()
     )
+
+
+def test_a_range_has_the_declared_bounds_and_goes_into_the_address(page: Page) -> None:
+    declared = schema_of(Drawing)
+    page.check("#style-overlay", force=True)
+    for name, chosen in (("image_weight", "0.25"), ("clip", "12")):
+        control = page.locator(f"#choice-{name}")
+        assert control.get_attribute("min") == str(declared[name]["minimum"])
+        assert control.get_attribute("max") == str(declared[name]["maximum"])
+        control.fill(chosen)
+    assert view_of(page).items() >= {"image_weight": "0.25", "clip": "12"}.items()
+    expect(page.locator("#picture img")).to_be_visible()
 
 
 def test_the_address_shows_a_colleague_the_same(page: Page, opening: Opening) -> None:

@@ -2,8 +2,7 @@
 
 import math
 
-import numpy as np
-
+from service.declarations import STYLES, read, schema_of
 from service.errors import InvalidParameter, NotCombinable, NotDrawable
 from service.output.pictures.colormaps import find_colormap
 from service.output.pictures.components import MAX_SIDE, MAX_WORK
@@ -11,12 +10,10 @@ from service.output.pictures.files import refuse_side
 from service.output.pictures.mosaic import Mosaic, lay_out, lay_out_bars
 from service.output.pictures.planes import extent
 from service.output.window import has_place
-from service.values import Drawing, Layer, PictureFormat, Style
+from service.parameters import Drawing, PictureFormat
+from service.values import Layer
 
 MAX_PIXELS = 16_000_000
-MAX_COLUMNS = 4096
-MAX_SCALE = 1024
-_LARGEST_VALUE = float(np.finfo(np.float32).max)
 # Bytes that drawing holds at one time, at most; a test measures them. Of each value:
 _AS_FLOAT32 = 4
 _FINITE = 6  # those that are finite, and a mask
@@ -26,14 +23,8 @@ _TILED = 24  # as a fraction, its level as float64, and tiles
 # Of each cell of the only plane, and with three scores; of each product of two channels, three matrices.
 _PLANE, _SCORED = 36, 108
 _PRODUCT = 24
-# A parameter that would change nothing is refused, not passed over in silence.
-_ONLY_WITH: dict[str, tuple[Style, ...]] = {
-    "channel": ("channel",),
-    "columns": ("grid",),
-    "target": ("cam",),
-    "scale": ("grid", "channel", "heatmap", "pca", "eigencam", "cam"),
-    "colormap": ("grid", "channel", "heatmap", "overlay", "eigencam", "cam"),
-}
+# Any other parameter that would change nothing is refused.
+_PASSED_OVER = ("combine", "image_weight")
 
 
 def check(layer: Layer, drawing: Drawing) -> None:
@@ -50,7 +41,7 @@ def check(layer: Layer, drawing: Drawing) -> None:
     known = extent(layer)
     _check_style(layer, drawing)
     _check_use(drawing)
-    _check_numbers(drawing)
+    read(Drawing, vars(drawing))
     _check_range(drawing)
     if drawing.colormap is not None:
         find_colormap(drawing.colormap)
@@ -101,39 +92,17 @@ def _check_style(layer: Layer, drawing: Drawing) -> None:
 
 
 def _check_use(drawing: Drawing) -> None:
-    for name, styles in _ONLY_WITH.items():
-        if getattr(drawing, name) is not None and drawing.style not in styles:
+    for name, declared in schema_of(Drawing).items():
+        styles = declared.get(STYLES)
+        if styles is None or drawing.style in styles or name in _PASSED_OVER:
+            continue
+        if getattr(drawing, name) != declared.get("default"):
             raise NotCombinable(
                 f"{name}= has no meaning for style={drawing.style}; it is for style={'|'.join(styles)}",
                 parameter=name,
             )
-    if drawing.style == "pca" and drawing.normalize != "layer":
-        raise NotCombinable(
-            f"normalize={drawing.normalize} has no meaning for style=pca, which has a scale of its own",
-            parameter="normalize",
-        )
-    if drawing.clip and (drawing.normalize == "fixed" or drawing.style == "pca"):
-        raise NotCombinable("clip= has no meaning for normalize=fixed and style=pca", parameter="clip")
-
-
-def _check_numbers(drawing: Drawing) -> None:
-    _refuse_outside("columns", drawing.columns, 1, MAX_COLUMNS)
-    _refuse_outside("scale", drawing.scale, 1, MAX_SCALE)
-    _refuse_outside("image_weight", drawing.image_weight, 0, 1)
-    _refuse_outside("clip", drawing.clip, 0, 99)
-    _refuse_outside("vmin", drawing.vmin, -_LARGEST_VALUE, _LARGEST_VALUE)
-    _refuse_outside("vmax", drawing.vmax, -_LARGEST_VALUE, _LARGEST_VALUE)
-
-
-def _refuse_outside(name: str, value: float | None, low: float, high: float) -> None:
-    # NaN compares false and JSON has no word for it.
-    if value is not None and not low <= value <= high:
-        raise InvalidParameter(
-            f"{name}={value} is not within {low:g} to {high:g}",
-            parameter=name,
-            limit=low if value < low else high,
-            actual=value if isinstance(value, int) or math.isfinite(value) else str(value),
-        )
+    if drawing.clip and drawing.normalize == "fixed":
+        raise NotCombinable("clip= has no meaning for normalize=fixed", parameter="clip")
 
 
 def _check_range(drawing: Drawing) -> None:
@@ -159,12 +128,11 @@ def _check_channel(layer: Layer, channels: int | None, drawing: Drawing) -> None
         return
     if drawing.channel is None:
         raise InvalidParameter("style=channel needs channel=", parameter="channel")
-    if drawing.channel < 0 or (channels is not None and drawing.channel >= channels):
-        allowed = f"0 to {channels - 1}" if channels is not None else "counted from 0"
+    if channels is not None and drawing.channel >= channels:
         raise InvalidParameter(
-            f"layer {layer.name!r} has no channel {drawing.channel}; its channels are {allowed}",
+            f"layer {layer.name!r} has no channel {drawing.channel}; its channels are 0 to {channels - 1}",
             parameter="channel",
-            limit=None if channels is None else channels - 1,
+            limit=channels - 1,
             actual=drawing.channel,
         )
 

@@ -17,9 +17,9 @@ from service.output.pictures.overlay import Backdrop, blend, place
 from service.output.pictures.planes import channels_of, combine, weigh
 from service.output.pictures.scales import Floats, Scale, count_non_finite, find_scale, fractions, levels
 from service.output.window import has_place
-from service.values import Array, Drawing, FeatureMap, Layer, Style, Window
+from service.parameters import ON_PHOTOGRAPH, Drawing, Style
+from service.values import Array, FeatureMap, Layer, Window
 
-_LAID_ON_PHOTOGRAPH: tuple[Style, ...] = ("overlay", "eigencam", "cam")
 _LONGEST_NAME = 100
 
 
@@ -82,7 +82,7 @@ def draw(
         raise NotDrawable("style=overlay needs a photograph, and a tensor was sent: style=heatmap needs none")
     if drawing.style == "pca":
         canvas, words = _draw_components(subject)
-    elif backdrop and drawing.style in _LAID_ON_PHOTOGRAPH and has_place(layer):
+    elif backdrop and drawing.style in ON_PHOTOGRAPH and has_place(layer):
         canvas, words = _draw_on_photograph(subject, backdrop, window)
     else:
         canvas, words = _draw_tiles(subject)

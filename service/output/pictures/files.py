@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
 from service.errors import NotDrawable
-from service.values import PictureFormat
+from service.parameters import PictureFormat
 
 Words = Mapping[str, str]
 _KEY = "featuremaps"

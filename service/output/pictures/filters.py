@@ -7,7 +7,8 @@ from service.output.pictures.colormaps import SIGNED, palette
 from service.output.pictures.files import FILES, Canvas
 from service.output.pictures.mosaic import assemble, lay_out
 from service.output.pictures.scales import levels
-from service.values import Array, Drawing, PictureFormat
+from service.parameters import Drawing, PictureFormat
+from service.values import Array
 
 COLORS = 3
 

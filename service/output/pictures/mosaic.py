@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.output.pictures.scales import LEVELS, NO_LEVEL
-from service.values import Drawing
+from service.parameters import Drawing
 
 Indices = npt.NDArray[np.uint8]
 GAP = 1

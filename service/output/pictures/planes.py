@@ -8,7 +8,8 @@ import numpy.typing as npt
 from service.errors import NotDrawable
 from service.output.pictures.scales import Floats
 from service.output.reduce import is_numeric
-from service.values import Array, Combine, FeatureMap, Layer
+from service.parameters import Combine
+from service.values import Array, FeatureMap, Layer
 
 # Which axes are channels, rows and columns.
 _AXES: dict[str, tuple[int, ...]] = {"NCHW": (1, 2, 3), "NHWC": (3, 1, 2), "NC": (1,)}

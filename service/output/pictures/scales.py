@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.values import Array, Drawing
+from service.parameters import Drawing
+from service.values import Array
 
 Floats = npt.NDArray[np.floating]
 # An odd number, so that zero of a signed map has a level of its own: the middle one. The 256th

@@ -1,11 +1,12 @@
 """Whether a caller may come in: what a proxy asks before it answers from its cache."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from service.declarations import declare
 from service.errors import Forbidden
 from service.web.access import caller_of
 from service.web.keys import INFER, Scope
@@ -19,12 +20,11 @@ MAY: dict[int | str, dict[str, Any]] = {
 }
 
 
-class AccessQuery(BaseModel):
+@dataclass(frozen=True)
+class AccessQuery:
     """What the caller wants to do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scope: Scope = Field(INFER, description="What the caller wants to do")
+    scope: Scope = declare(INFER, "What the caller wants to do")
 
 
 @router.get(

@@ -19,7 +19,7 @@ from service.web.door import permit_of, pipeline_of, refuse_parameters
 from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
 from service.web.parameters import asked, parameters
 from service.web.problems import responses
-from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
+from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery
 from service.web.schemas import (
     LayerList,
     ModelDescription,
@@ -77,7 +77,7 @@ async def list_layers(
     """
     pipeline = pipeline_of(request)
     permit = permit_of(request)
-    selected = await pipeline.layers(model, query.version, query.layers, sides(query.size), permit)
+    selected = await pipeline.layers(model, query.version, query.layers, query.size, permit)
     permit.model = selected.model.identity
     accepted = request.headers.get("accept-encoding")
     response: Response = await pipeline.in_thread(
@@ -106,7 +106,7 @@ async def get_filters(
     pipeline = pipeline_of(request)
     permit = permit_of(request)
     loaded = await pipeline.find(model, query.version, permit)
-    etag = etags.tag(loaded, f"filters {query.model_dump_json()}", pipeline.runtime)
+    etag = etags.tag(loaded, f"filters {query}", pipeline.runtime)
     headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
     if etags.matches(request, etag):
         return etags.not_modified(headers)

@@ -8,6 +8,7 @@ from service.errors import AnswerTooLarge, NotCombinable
 from service.output import reduce
 from service.output.classes import RANKING_BYTES, classify
 from service.output.tensors import Named, check_json, datatype_of, encode
+from service.parameters import NO_REDUCTION
 from service.pipeline.answers import (
     check_distinct,
     check_worked_on,
@@ -18,7 +19,8 @@ from service.pipeline.answers import (
     window_of,
 )
 from service.pipeline.request import Computation, Encoded, Ready, Windows
-from service.values import NO_REDUCTION, Channels, FeatureMap, Layer, Limits
+from service.syntax import Channels
+from service.values import FeatureMap, Layer, Limits
 from service.web.v2.request import InferenceRequest, Output
 
 HEAD_LENGTH = "Inference-Header-Content-Length"

@@ -1,20 +1,15 @@
-"""The parameters of an inference request and of its outputs."""
+"""The parameters of an inference request and of its outputs: those of `/v1`, and the protocol's own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
-
-from service.errors import InvalidParameter, MalformedRequest
-from service.output.classes import MOST_CLASSES
-from service.values import Reduction
-from service.web.queries import JsonFeaturesQuery, reduction
+from service.declarations import Declared, part_of, read, schema_of
+from service.errors import MalformedRequest
+from service.parameters import Reduction
 from service.web.v2.request import Output
-from service.web.v2.schemas import Parameters, RequestedOutput
+from service.web.v2.schemas import OutputParameters, Parameters, RequestedOutput, RequestParameters
 
-REDUCING = ("channels", "region", "pool", "grid", "dtype")
-OF_REQUESTS = ("binary_data_output", "timeout", "priority", *REDUCING)
-OF_OUTPUTS = ("binary_data", "classification", *REDUCING)
 # The protocol's unit.
 MICROSECONDS = 1_000_000
 
@@ -28,15 +23,13 @@ def read_outputs(
         MalformedRequest: a parameter that is not taken here, or an output named twice.
         InvalidParameter: a wrong value.
     """
-    _check_names(parameters, OF_REQUESTS, "the request")
-    binary = _boolean(parameters, "binary_data_output", default=False)
-    shared = {name: value for name, value in parameters.items() if name in REDUCING}
-    default = Output("", _reduction(shared), binary)
+    request = _read(RequestParameters, parameters, "the request")
+    default = Output("", part_of(request, Reduction), request.binary_data_output)
     if asked is None:
         return None, default
     if len({output.name for output in asked}) < len(asked):
         raise MalformedRequest("an output is named twice: ask for it once")
-    return tuple(_output(output, default, shared) for output in asked) or None, default
+    return tuple(_output(output, default) for output in asked) or None, default
 
 
 def read_timeout_s(parameters: Parameters) -> float | None:
@@ -45,57 +38,25 @@ def read_timeout_s(parameters: Parameters) -> float | None:
     Raises:
         InvalidParameter
     """
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or timeout < 0:
-        raise InvalidParameter("timeout is a whole number of microseconds", parameter="timeout")
-    return timeout / MICROSECONDS or None
+    return _read(RequestParameters, parameters, "the request").timeout / MICROSECONDS or None
 
 
-def _output(asked: RequestedOutput, default: Output, shared: Mapping[str, Any]) -> Output:
-    parameters = asked.parameters
-    _check_names(parameters, OF_OUTPUTS, f"output {asked.name[:100]!r}")
-    own = {name: value for name, value in parameters.items() if name in REDUCING}
-    return Output(
-        asked.name,
-        _reduction({**shared, **own}) if own else default.reduction,
-        _boolean(parameters, "binary_data", default=default.binary),
-        _classes(parameters),
-    )
+def _output(asked: RequestedOutput, default: Output) -> Output:
+    """Each parameter of an output takes the place of the request's."""
+    own = _read(OutputParameters, asked.parameters, f"output {asked.name[:100]!r}")
+    given = {name: getattr(own, name) for name in asked.parameters if name in schema_of(Reduction)}
+    binary = default.binary if own.binary_data is None else own.binary_data
+    return Output(asked.name, replace(default.reduction, **given), binary, own.classification or None)
 
 
-def _check_names(parameters: Parameters, allowed: Sequence[str], owner: str) -> None:
-    for name in parameters:
-        if name not in allowed:
+def _read(kind: type[Declared], given: Mapping[str, Any], owner: str) -> Declared:
+    """Read the values of `/v1`; one channel may be a number here."""
+    for name in given:
+        if name not in schema_of(kind):
             raise MalformedRequest(
                 f"{owner} has the parameter {name[:100]!r}, which is not taken here; there are: "
-                f"{', '.join(allowed)}",
+                f"{', '.join(schema_of(kind))}",
                 parameter=name[:100],
             )
-
-
-def _boolean(parameters: Parameters, name: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidParameter(f"{name} is true or false", parameter=name)
-    return value
-
-
-def _classes(parameters: Parameters) -> int | None:
-    classes = parameters.get("classification", 0)
-    if type(classes) is not int or not 0 <= classes <= MOST_CLASSES:
-        raise InvalidParameter(
-            f"classification is how many classes, at most {MOST_CLASSES}", parameter="classification"
-        )
-    return classes or None
-
-
-def _reduction(given: Mapping[str, Any]) -> Reduction:
-    """Of the values of `/v1`; one channel may be a number here."""
     values = {n: str(v) if n == "channels" and type(v) is int else v for n, v in given.items()}
-    try:
-        return reduction(JsonFeaturesQuery.model_validate(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidParameter(
-            f"{first['loc'][0]}: {first['msg']}", parameter=str(first["loc"][0])
-        ) from error
+    return read(kind, values, strict=True)

@@ -11,6 +11,7 @@ from service.engine.loaded import LoadedModel
 from service.engine.selection import LayerTable
 from service.errors import MalformedRequest, NotCombinable, OutputNotFound, ShapeMismatch
 from service.intake.tensors import check_fits, read_binary
+from service.parameters import Reduction
 from service.pipeline.prepare import (
     check_layers,
     check_size,
@@ -21,7 +22,7 @@ from service.pipeline.prepare import (
     sides_of,
 )
 from service.pipeline.request import NOTHING, BodyRequest, Chosen, Computation, Ready, Source
-from service.values import Array, Layer, Prepared, Reduction, TensorSpec
+from service.values import Array, Layer, Prepared, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """What the protocol's bodies hold, in pydantic."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from service.declarations import Declared, declare, schema_of
+from service.output.classes import MOST_CLASSES
+from service.parameters import Reduction
 
 MOST_PARAMETERS = 64
 
@@ -68,6 +73,29 @@ class ChangeRequest(BaseModel):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RequestParameters(Reduction):
+    """What holds for the whole request."""
+
+    binary_data_output: bool = declare(False, "Whether outputs are bytes behind the JSON")
+    timeout: int = declare(0, "Deadline, microseconds; 0 is the operator's", ge=0)
+    priority: Any = declare(None, "Taken, changes nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputParameters(Reduction):
+    """What holds for one output."""
+
+    binary_data: bool | None = declare(None, "As `binary_data_output`, for this output")
+    classification: int = declare(
+        0, "How many of the highest values, as text; 0 is all values", ge=0, le=MOST_CLASSES
+    )
+
+
+def _described(kind: type[Declared]) -> str:
+    return "; ".join(f"`{name}`: {told['description']}" for name, told in schema_of(kind).items())
+
+
 class InputTensor(BaseModel):
     """One input: its numbers or texts as `data`, or their bytes behind the JSON."""
 
@@ -90,8 +118,7 @@ class RequestedOutput(BaseModel):
     name: str = Field(max_length=LONGEST_NAME, description="The exact name", examples=["stage1.block2.relu"])
     parameters: Parameters = Field(
         default_factory=dict,
-        description="`binary_data`, `classification`, and `channels`, `region`, `pool`, `grid`, `dtype` "
-        "with the values of `/v1`, for this output",
+        description=f"For this output: {_described(OutputParameters)}",
     )
 
 
@@ -101,8 +128,7 @@ class InferenceRequest(BaseModel):
     id: str | None = Field(None, max_length=LONGEST_NAME, description="Comes back in the answer")
     parameters: Parameters = Field(
         default_factory=dict,
-        description="`binary_data_output`, `timeout` (microseconds), `priority` (taken, changes nothing), "
-        "and `channels`, `region`, `pool`, `grid`, `dtype` with the values of `/v1`, for all outputs",
+        description=f"For all outputs: {_described(RequestParameters)}",
     )
     inputs: list[InputTensor] = Field(
         min_length=1,

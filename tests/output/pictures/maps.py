@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from service.output.pictures import draw
-from service.values import Drawing, FeatureMap, Layer, ReceptiveField
+from service.parameters import Drawing
+from service.values import FeatureMap, Layer, ReceptiveField
 
 BLACK, NEUTRAL, NOTHING = (0, 0, 0), (247, 247, 247), (64, 64, 64)
 CHANNEL_AXES = {"NCHW": 1, "NHWC": 3, "NC": 1, None: None}

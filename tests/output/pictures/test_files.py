@@ -15,7 +15,8 @@ from cmap import Colormap
 from service.errors import InvalidParameter
 from service.output.pictures import Backdrop, Drawn, draw
 from service.output.pictures.colormaps import find_colormap, palette
-from service.values import Drawing, FeatureMap, Picture, Placement
+from service.parameters import Drawing
+from service.values import FeatureMap, Picture, Placement
 from tests.output.pictures.maps import BLACK, NEUTRAL, NOTHING, feature_map, opened
 
 FORMATS = ["png", "webp", "jpeg"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.output.pictures import draw
-from service.values import Drawing
+from service.parameters import Drawing
 from tests.output.pictures.maps import BLACK, NEUTRAL, NOTHING, colors, feature_map, floats, indices, opened
 
 GAP = 255

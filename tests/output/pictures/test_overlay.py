@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from service.errors import NotDrawable
 from service.output.pictures import Backdrop, draw
-from service.values import Drawing, FeatureMap, Picture, Placement, Window
+from service.parameters import Drawing
+from service.values import FeatureMap, Picture, Placement, Window
 from tests.output.pictures.maps import feature_map, opened
 
 # How a photograph (H, W) comes into an input of 64 x 64: `t = p * scale + offset`, (y, x).

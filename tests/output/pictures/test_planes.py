@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from service.errors import NotDrawable
 from service.output.pictures import draw
-from service.values import Drawing
+from service.parameters import Drawing
 from tests.output.pictures.maps import colors, feature_map, floats, indices, opened
 
 COMBINED = {

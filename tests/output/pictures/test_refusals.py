@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from service.errors import InvalidParameter, NotCombinable, NotDrawable, RequestError
 from service.output.pictures import Backdrop, check, draw, working_bytes
 from service.output.pictures.checks import mosaic_of
-from service.values import Drawing, FeatureMap, Picture, Placement
+from service.parameters import Drawing
+from service.values import FeatureMap, Picture, Placement
 from tests.output.pictures.maps import feature_map, layer, opened
 
 STYLES = ["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam"]

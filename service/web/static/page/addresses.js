@@ -1,7 +1,7 @@
 // The addresses of pictures, arrays and numbers: the very ones that `curl` would use.
 
-const WITH_COMBINE = new Set(["heatmap", "overlay"]);
-const WITH_PHOTOGRAPH = new Set(["overlay", "eigencam", "cam"]);
+import { DRAWING } from "./parameters.js";
+import { LOOKS, uses } from "./view.js";
 
 /** The address of a kept photograph. */
 export function photographAddress(image) {
@@ -34,24 +34,15 @@ export function filtersAddress(network, layer, format) {
   return `v1/models/${network.name}/filters?${query({ layer, format, version: network.version })}`;
 }
 
-/** Parameters of a picture, without those that its style has no use for. */
+/** Parameters of a picture, without those that its style has no use for and those that say what holds anyway. */
 export function drawing(view) {
-  const { style, normalize } = view;
-  const asked = { style };
-  if (style === "channel") asked.channel = view.channel ?? 0;
-  if (style === "cam") asked.target = view.target ?? 0;
-  if (style !== "pca") {
-    if (view.colormap) asked.colormap = view.colormap;
-    if (normalize === "fixed" && view.vmin !== null && view.vmax !== null) {
-      Object.assign(asked, { normalize, vmin: view.vmin, vmax: view.vmax });
-    } else {
-      if (normalize === "channel") asked.normalize = normalize;
-      if (view.clip) asked.clip = view.clip;
-    }
-  }
-  if (WITH_COMBINE.has(style) && view.combine !== "mean") asked.combine = view.combine;
-  if (WITH_PHOTOGRAPH.has(style) && view.weight !== 0.5) asked.image_weight = view.weight;
-  return asked;
+  const ends = view.vmin !== null && view.vmax !== null;
+  const seen = { ...view, normalize: view.normalize === "fixed" && !ends ? DRAWING.normalize.default : view.normalize };
+  const said = LOOKS.filter((name) => uses(name, seen) && seen[name] !== DRAWING[name].default);
+  // These two have no default: the first is looked at until one is chosen.
+  const first = ["channel", "target"].filter((name) => uses(name, seen)).map((name) => [name, 0]);
+  const asked = Object.entries(seen).filter(([name, value]) => said.includes(name) && value !== null);
+  return { style: view.style, ...Object.fromEntries(first), ...Object.fromEntries(asked) };
 }
 
 function address(path, network, asked) {

@@ -2,10 +2,10 @@
 
 import "./column.js";
 import "./compare.js";
-import "./controls.js";
 import "./layer.js";
 import "./lessons.js";
 import "./takeaway.js";
+import { STYLES } from "./controls.js";
 import { stepLayer } from "./column.js";
 import { togglePin } from "./compare.js";
 import { showHelp } from "./dialogs.js";
@@ -15,7 +15,6 @@ import { complain } from "./messages.js";
 import { layerNow, onScene, open, scene } from "./scene.js";
 import { change, onChange, view } from "./view.js";
 
-const STYLES = ["grid", "heatmap", "overlay", "pca", "eigencam", "cam"];
 // As in page.css: one part at a time.
 const NARROW = 900;
 const models = document.getElementById("model");

@@ -7,16 +7,15 @@ import { sentence } from "./messages.js";
 import { makeLegend } from "./paint.js";
 import { fetchPicture } from "./pictures.js";
 import { findNetwork, layerNow, onScene, scene } from "./scene.js";
-import { change, onChange, pin, unpin, view } from "./view.js";
+import { LOOKS, change, onChange, pin, unpin, view } from "./view.js";
 import { count, field, percent, shape, step, value } from "./words.js";
 
 const place = document.getElementById("compare");
 const button = document.getElementById("pin");
-const LOOKS = ["layer", "image", "model", "style", "channel", "colormap", "normalize", "vmin", "vmax", "clip", "combine", "target", "weight", "pinned"];
 
 button.addEventListener("click", togglePin);
 onScene(draw);
-onChange(LOOKS, draw);
+onChange(["layer", "image", "model", "pinned", ...LOOKS], draw);
 
 /** Keep this view to compare others with it, or stop comparing. */
 export function togglePin() {

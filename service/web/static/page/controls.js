@@ -3,31 +3,38 @@
 import { labelled } from "./classes.js";
 import { fill, make, makeChoice, makeField } from "./elements.js";
 import { complain } from "./messages.js";
+import { DRAWING } from "./parameters.js";
 import { layerNow, onScene, scene } from "./scene.js";
-import { change, onChange, view } from "./view.js";
+import { LOOKS, change, onChange, uses, view } from "./view.js";
 
-const STYLES = [
-  ["grid", "Channels", "every channel as a tile"],
-  ["heatmap", "Heat map", "all channels combined into one"],
-  ["overlay", "On the photo", "the heat map laid where the cells look"],
-  ["pca", "PCA", "the three directions in which the channels differ most, as red, green and blue"],
-  ["eigencam", "EigenCAM", "the one direction that explains most, on the photograph"],
-  ["cam", "Class", "where the evidence for a class lies"],
-];
-const COLORMAPS = ["inferno", "magma", "viridis", "cividis", "turbo", "gray", "gray_r", "colorbrewer:RdBu_r", "coolwarm", "seismic"];
-const NORMALIZE = {
-  layer: ["One scale", "Channels can be compared: weak ones are dark."],
-  channel: ["One per channel", "Weak channels become visible; they cannot be compared any more."],
-  fixed: ["From … to …", "Same colours for same values in every picture."],
+// One channel is looked at by itself, beside all of them.
+export const STYLES = DRAWING.style.enum.filter((style) => style !== "channel");
+// What people are told: label, hint, and in full. Whatever is not here goes by its own name.
+const STYLE_WORDS = {
+  grid: ["Channels", "every channel as a tile"],
+  heatmap: ["Heat map", "all channels combined into one"],
+  overlay: ["On the photo", "the heat map laid where the cells look", "Heat map on the photograph"],
+  pca: ["PCA", "the three directions in which the channels differ most, as red, green and blue", "Principal components"],
+  eigencam: ["EigenCAM", "the one direction that explains most, on the photograph", "First component on the photograph"],
+  cam: ["Class", "where the evidence for a class lies", "Evidence for the class on the photograph"],
 };
-const COMBINE = { mean: ["Mean", "How much all channels react together."], max: ["Largest", "Where any single channel reacts."], norm: ["Norm", "The length of the vector of all channels: strong reactions count more."] };
-const NOT_PCA = new Set(["grid", "heatmap", "overlay", "eigencam", "cam"]);
-const ON_PHOTO = new Set(["overlay", "eigencam", "cam"]);
+const WORDS = {
+  normalize: ["Brightness", { layer: "Channels can be compared: weak ones are dark.", channel: "Weak channels become visible; they cannot be compared any more.", fixed: "Same colours for same values in every picture." }],
+  combine: ["Combine channels by", { mean: "How much all channels react together.", max: "Where any single channel reacts.", norm: "The length of the vector of all channels: strong reactions count more." }],
+  image_weight: ["Photograph", "How much of the photograph shines through."],
+  clip: ["Saturate", "So many percent, the strongest, share the last colour; at 0 the strongest value alone has it."],
+  vmin: ["First colour at", ""],
+  vmax: ["Last colour at", ""],
+};
+const CHOICE_WORDS = { layer: "One scale", channel: "One per channel", fixed: "From … to …", mean: "Mean", max: "Largest", norm: "Norm" };
+// A range has at least so many steps.
+const STEPS = 100;
 const place = document.getElementById("controls");
 const styles = document.getElementById("styles");
 
 onScene(draw);
-onChange(["style", "layer", "colormap", "normalize", "combine", "sort", "target", "clip"], draw);
+// Numbers are typed one after the other: making the controls again would lose the next one.
+onChange(["layer", "sort", "target", ...LOOKS.filter((name) => DRAWING[name].type === "string")], draw);
 // On a narrow screen the maps come first.
 document.getElementById("adjust").open = innerWidth > 900;
 
@@ -35,26 +42,26 @@ function draw() {
   const layer = layerNow();
   if (!layer || !scene.photo) return;
   const focused = document.activeElement?.id;
-  fill(styles, STYLES.map(([style, words, hint]) => makeStyle(style, words, hint, layer)));
-  const grid = view.style === "grid";
+  fill(styles, STYLES.map((style) => makeStyle(style, layer)));
+  const own = { colormap: makeColormap, target: makeClasses };
+  const shown = LOOKS.filter((name) => name !== "style" && name !== "channel" && uses(name, view));
   fill(
     place,
-    grid ? makeSort() : null,
-    grid ? makeSides() : null,
-    view.style === "cam" ? makeClasses() : null,
-    ["heatmap", "overlay"].includes(view.style) ? makeTable("combine", "Combine channels by", COMBINE) : null,
-    ON_PHOTO.has(view.style) ? makeRange("weight", "Photograph", 0, 1, 0.05, "How much of the photograph shines through.") : null,
-    NOT_PCA.has(view.style) ? makeColormap() : make("p", { class: "hint wide" }, "PCA has colours of its own: cells of one colour have channels alike."),
-    NOT_PCA.has(view.style) ? makeTable("normalize", "Brightness", NORMALIZE) : null,
-    view.normalize === "fixed" && NOT_PCA.has(view.style) ? makeEnds() : null,
-    view.normalize !== "fixed" && NOT_PCA.has(view.style)
-      ? makeRange("clip", "Saturate", 0, 5, 0.5, view.clip ? `The strongest ${view.clip} % share the last colour.` : "At 0 the strongest value alone has the last colour.")
-      : null,
+    view.style === "grid" ? [makeSort(), makeSides()] : null,
+    shown.map((name) => (own[name] ?? makeControl)(name)),
+    uses("colormap", view) ? null : make("p", { class: "hint wide" }, "PCA has colours of its own: cells of one colour have channels alike."),
   );
   if (focused) document.getElementById(focused)?.focus();
 }
 
-function makeStyle(style, words, hint, layer) {
+/** A style in words: {label, hint, name}. */
+export function wordsOf(style) {
+  const [label, hint, name] = STYLE_WORDS[style] ?? [style, ""];
+  return { label, hint, name: name ?? label };
+}
+
+function makeStyle(style, layer) {
+  const { label, hint } = wordsOf(style);
   const disabled = layer.layout === "NC" && style !== "grid";
   const id = `style-${style}`;
   return make(
@@ -64,7 +71,7 @@ function makeStyle(style, words, hint, layer) {
       type: "radio", name: "style", id, value: style, checked: view.style === style, disabled,
       on: { change: () => change({ style }) },
     }),
-    make("label", { for: id, title: disabled ? "A vector has no space: only its channels can be drawn." : hint }, words),
+    make("label", { for: id, title: disabled ? "A vector has no space: only its channels can be drawn." : hint }, label),
   );
 }
 
@@ -78,34 +85,28 @@ function makeSides() {
   return makeChoice("tile", "Size", choices, String(view.tile), (tile) => change({ tile: Number(tile) }), "A cell is a whole number of pixels: nothing is blurred.");
 }
 
-function makeTable(key, words, table) {
-  const choices = Object.entries(table).map(([name, [label]]) => [name, label]);
-  return makeChoice(key, words, choices, view[key], (chosen) => change({ [key]: chosen }), table[view[key]][1]);
+/** A control as a parameter is declared: a list of its choices, a range within its bounds, or a number. */
+function makeControl(name) {
+  const { enum: choices, minimum: min, maximum: max, default: usual, description } = DRAWING[name];
+  const [words, hints] = WORDS[name] ?? [name, description];
+  if (choices) {
+    const hint = hints[view[name]] ?? description;
+    return makeChoice(name, words, choices.map((each) => [each, CHOICE_WORDS[each] ?? each]), view[name], (chosen) => change({ [name]: chosen }), hint);
+  }
+  // What may be empty is typed; what has a value slides.
+  const kind = usual === undefined ? { type: "number", step: "any" } : { type: "range", step: 10 ** Math.floor(Math.log10((max - min) / STEPS)) };
+  const control = make("input", {
+    ...kind, min, max, id: `choice-${name}`, value: view[name] ?? "",
+    on: { change: () => change({ [name]: control.value === "" ? null : Number(control.value) }) },
+  });
+  return makeField(control, words, hints);
 }
 
 function makeColormap() {
-  const choices = [["", "as the values need"], ...COLORMAPS.map((name) => [name, name])];
-  if (view.colormap && !COLORMAPS.includes(view.colormap)) choices.push([view.colormap, view.colormap]);
+  const choices = [["", "as the values need"], ...DRAWING.colormap.examples.map((name) => [name, name])];
+  if (view.colormap && !DRAWING.colormap.examples.includes(view.colormap)) choices.push([view.colormap, view.colormap]);
   const hint = view.colormap ? "Runs from the smallest to the largest value of the scale." : "Black is zero. Where values go below it, white is zero, blue is below.";
   return makeChoice("colormap", "Colours", choices, view.colormap, (colormap) => change({ colormap }), hint);
-}
-
-function makeRange(key, words, min, max, step, hint) {
-  const control = make("input", {
-    type: "range", id: `choice-${key}`, min, max, step, value: view[key],
-    on: { change: () => change({ [key]: Number(control.value) }) },
-  });
-  return makeField(control, words, hint);
-}
-
-function makeEnds() {
-  return ["vmin", "vmax"].map((key) => {
-    const control = make("input", {
-      type: "number", step: "any", id: `choice-${key}`, value: view[key] ?? "",
-      on: { change: () => change({ [key]: control.value === "" ? null : Number(control.value) }) },
-    });
-    return makeField(control, key === "vmin" ? "First colour at" : "Last colour at");
-  });
 }
 
 function makeClasses() {

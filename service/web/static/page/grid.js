@@ -30,7 +30,7 @@ export class Grid {
     const count = layer.channels;
     // Where a layer has no channels the service says why it cannot be drawn, whatever the columns.
     const columns = count ? Math.ceil(Math.sqrt(count)) : null;
-    const asked = { style: "grid", columns, scale: 1, channel: null, target: null, image_weight: null, combine: null };
+    const asked = { columns, scale: 1 };
     const picture = await fetchPicture(pictureAddress({ ...view, style: "grid" }, network, asked));
     if (this.layer !== layer) return null;
     this.cells = layer.layout === "NC" ? BAR : cellsOf(layer);

@@ -9,7 +9,7 @@ import { makeHistogram, makeLegend } from "./paint.js";
 import { Photo } from "./photo.js";
 import { fetchPicture } from "./pictures.js";
 import { layerNow, onScene, placementNow, scene } from "./scene.js";
-import { change, onChange, view } from "./view.js";
+import { LOOKS, change, onChange, view } from "./view.js";
 import { percent, value } from "./words.js";
 
 const title = document.getElementById("channel-title");
@@ -31,7 +31,7 @@ onScene(() => {
   if (scene.photo) photo.show(scene.photo, placementNow());
   draw();
 });
-onChange(["layer", "channel", "over", "colormap", "normalize", "vmin", "vmax", "clip", "weight"], draw);
+onChange(["layer", "over", ...LOOKS.filter((name) => name !== "style")], draw);
 
 /** Show the field of a cell on the photograph and say its value; `look` is {channel, cell} or null. */
 export async function inspect(look) {

@@ -2,6 +2,7 @@
 
 import { pictureAddress } from "./addresses.js";
 import { labelled } from "./classes.js";
+import { wordsOf } from "./controls.js";
 import { fill, make } from "./elements.js";
 import { Grid } from "./grid.js";
 import { inspect } from "./inspector.js";
@@ -10,7 +11,7 @@ import { complain, sentence } from "./messages.js";
 import { makeLegend } from "./paint.js";
 import { fetchPicture } from "./pictures.js";
 import { layerNow, onScene, scene } from "./scene.js";
-import { change, onChange, view } from "./view.js";
+import { LOOKS, change, onChange, view } from "./view.js";
 import { bytes, count, field, percent, plural, shape, step, value } from "./words.js";
 
 const title = document.getElementById("layer-title");
@@ -21,14 +22,13 @@ const place = document.getElementById("picture");
 const tiles = document.getElementById("tiles");
 const scale = document.getElementById("layer-scale");
 const says = document.getElementById("says");
-const LOOKS = ["image", "layer", "style", "colormap", "normalize", "vmin", "vmax", "clip", "combine", "target", "weight"];
 const grid = new Grid(tiles, { choose: (channel) => change({ channel }), look: inspect });
 
 onScene(() => {
   draw();
   speak();
 });
-onChange(LOOKS, draw);
+onChange(["image", "layer", ...LOOKS.filter((name) => name !== "channel")], draw);
 onChange(["sort", "tile"], arrange);
 onChange(["channel"], () => grid.mark(view.channel));
 
@@ -63,8 +63,7 @@ async function drawPicture(layer, style, drawn) {
   const picture = await fetchPicture(pictureAddress({ ...view, style }, scene.network));
   if (draw.now !== drawn) return;
   tiles.hidden = true;
-  const words = { heatmap: "Heat map", overlay: "Heat map on the photograph", pca: "Principal components", eigencam: "First component on the photograph", cam: "Evidence for the class on the photograph" };
-  const image = make("img", { class: "whole", src: picture.url, alt: `${words[style]} of ${layer.name}`, width: picture.width, height: picture.height });
+  const image = make("img", { class: "whole", src: picture.url, alt: `${wordsOf(style).name} of ${layer.name}`, width: picture.width, height: picture.height });
   fill(place, image);
   showScale(picture);
 }

@@ -3,9 +3,10 @@
 import { arrayAddress, pictureAddress } from "./addresses.js";
 import { fill, make, makeChoice } from "./elements.js";
 import { complain, say } from "./messages.js";
+import { ARRAY_FORMATS } from "./parameters.js";
 import { layerNow, onScene, scene } from "./scene.js";
 import { ask, hasKey } from "./service.js";
-import { onChange, view } from "./view.js";
+import { LOOKS, onChange, view } from "./view.js";
 
 const place = document.getElementById("takeaway-body");
 const panel = document.getElementById("takeaway");
@@ -14,7 +15,7 @@ const ARRAYS = { float32: "Float32Array", float64: "Float64Array", uint8: "Uint8
 
 panel.addEventListener("toggle", draw);
 onScene(draw);
-onChange(["layer", "channel", "style", "colormap", "normalize", "vmin", "vmax", "clip", "combine", "target", "weight"], draw);
+onChange(["layer", ...LOOKS], draw);
 
 function draw() {
   const layer = layerNow();
@@ -36,7 +37,7 @@ function draw() {
     ),
     code,
     make("p", { class: "switch" }, make("button", { type: "button", id: "copy", on: { click: () => copy(code.textContent) } }, "Copy the code"), make("button", { type: "button", on: { click: () => copy(location.href) } }, "Copy a link to this view")),
-    make("p", { class: "switch", id: "downloads" }, "Download ", ["npy", "npz", "safetensors", "png"].map((format) => make("button", { type: "button", on: { click: () => download(layer, format) } }, `.${format}`))),
+    make("p", { class: "switch", id: "downloads" }, "Download ", [...ARRAY_FORMATS, "png"].map((format) => make("button", { type: "button", on: { click: () => download(layer, format) } }, `.${format}`))),
   );
 }
 

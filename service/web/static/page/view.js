@@ -1,19 +1,16 @@
 // What is looked at, kept in the page's address, so that a link shows a colleague the same.
 
+import { DRAWING } from "./parameters.js";
+
+// The page lays tiles out itself, and reads what stands in a PNG.
+const CHOSEN_BY_PAGE = ["columns", "scale", "format"];
+/** The parameters of a picture that a view holds under their own names. */
+export const LOOKS = Object.keys(DRAWING).filter((name) => !CHOSEN_BY_PAGE.includes(name));
 const DEFAULTS = {
   image: "",
   model: "",
   layer: "",
-  style: "grid",
-  channel: null,
-  colormap: "",
-  normalize: "layer",
-  vmin: null,
-  vmax: null,
-  clip: 0,
-  combine: "mean",
-  target: null,
-  weight: 0.5,
+  ...Object.fromEntries(LOOKS.map((name) => [name, DRAWING[name].default ?? (DRAWING[name].type === "string" ? "" : null)])),
   sort: "index",
   tile: 96,
   over: false,
@@ -23,7 +20,7 @@ const DEFAULTS = {
 // A step that one would want to go back from.
 const STEPS = new Set(["image", "model", "layer", "pinned"]);
 // What makes a picture, and so what is kept beside another one.
-const PICTURE = ["image", "model", "layer", "style", "channel", "colormap", "normalize", "vmin", "vmax", "clip", "combine", "target", "weight"];
+const PICTURE = ["image", "model", "layer", ...LOOKS];
 
 /** The view as it is; only `change` alters it. */
 export const view = read(location.hash.slice(1));
@@ -42,6 +39,14 @@ export function change(patch, { quiet = false } = {}) {
   const step = !quiet && changed.some((key) => STEPS.has(key));
   history[step ? "pushState" : "replaceState"](null, "", `#${write(view)}`);
   tell(changed);
+}
+
+/** Whether a picture of such a view depends on a parameter. */
+export function uses(name, { style, normalize }) {
+  const styles = DRAWING[name]["x-styles"];
+  if (styles && !styles.includes(style)) return false;
+  if (name === "vmin" || name === "vmax") return normalize === "fixed";
+  return name !== "clip" || normalize !== "fixed";
 }
 
 /** The part of the view that makes a picture, as text. */
