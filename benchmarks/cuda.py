@@ -1,4 +1,4 @@
-"""What a GPU gives: `python -m tests.benchmarks.cuda`, with onnxruntime-gpu and a GPU.
+"""What a GPU gives: `python -m benchmarks.cuda`, with onnxruntime-gpu and a GPU.
 
 ResNet-50 with random weights, a drawn photograph of 100 kB in, one ReLU as float32 `.npy` out. Each row is a
 closed loop of so many clients, after requests that have the batches' sizes compiled. One process of clients
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.early import repository
+from benchmarks.overload import bench
+from benchmarks.resnet import relus
 from service.cli.photographs import drawn_photograph, numbered
-from tests.benchmarks.early import repository
-from tests.benchmarks.overload import bench
-from tests.benchmarks.resnet import relus
 from tests.builders import npy
 from tests.servers import Server, serving
 

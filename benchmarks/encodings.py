@@ -12,6 +12,7 @@ import orjson
 import zstandard
 from isal import igzip
 
+from benchmarks.early import jpeg, repository
 from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
@@ -21,7 +22,6 @@ from service.output import coding
 from service.output.reduce import apply
 from service.output.table import FORMATS
 from service.values import FeatureMap, Reduction
-from tests.benchmarks.early import jpeg, repository
 
 REPEATS = 15
 

@@ -1,4 +1,4 @@
-"""What five times more than it can do makes of the service: `python -m tests.benchmarks.overload`.
+"""What five times more than it can do makes of the service: `python -m benchmarks.overload`.
 
 ResNet-50 with random weights, a drawn photograph of 100 kB in, the last ReLU as float32 `.npy` out; with
 `--relu 1` an early one, where many more requests arrive and reading them is much of the work.
@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.early import repository
-from tests.benchmarks.memory import MB, sampled, slope
-from tests.benchmarks.resnet import relus
+from benchmarks.early import repository
+from benchmarks.memory import MB, sampled, slope
+from benchmarks.resnet import relus
 from tests.servers import Server, serving
 
 CLIENTS = (2, 4, 8, 16)
