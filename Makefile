@@ -63,8 +63,8 @@ sbom: $(DEPLOY)/.installed ## sbom.cdx.json: what is locked, as CycloneDX
 	$(DEPLOY)/bin/python -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --output-format JSON --output-file sbom.cdx.json
 
-bench: $(VENV)/.developing ## Measure; the figures in tests/benchmarks/README.md come from here
-	$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.developing ## Measure; the figures in benchmarks/README.md come from here
+	$(BIN)/python -m benchmarks
 
 format: $(VENV)/.developing ## Format the code and mend what a linter can
 	$(BIN)/ruff check --fix .

@@ -17,7 +17,7 @@ from service.errors import ConfigurationError
 
 PREFIX = "FEATUREMAPS_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
-# The token that a client sends, as `featuremaps bench` does; it may be set for every command.
+# The token that a client sends, as the page's programs do; it may be set where the service starts.
 KEY_VARIABLE = PREFIX + "KEY"
 # Kubernetes puts FEATUREMAPS_REDIS_SERVICE_HOST, FEATUREMAPS_REDIS_PORT_6379_TCP and the like into every
 # pod beside a Service called featuremaps-redis, and FEATUREMAPS_REDIS_PORT=tcp://10.0.0.1:6379.

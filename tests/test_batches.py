@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.resnet import random_resnet50, relus
 from service.app import make_pipeline
 from service.engine.runner import Session
 from service.errors import ModelFailed, ShapeMismatch
@@ -21,7 +22,6 @@ from service.pipeline.request import Request
 from service.pipeline.work import Pipeline
 from service.settings import Settings
 from service.values import Array, Payload
-from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import encoded, npy, photograph, put, reshaping_cnn, small_cnn
 from tests.oracles import UncutGraph
 

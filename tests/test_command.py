@@ -50,6 +50,14 @@ def test_help_shows_examples(command: str) -> None:
     assert "Example" in done.output
 
 
+@pytest.mark.parametrize("words", [(), ("http://127.0.0.1:8000", "--layers", "stage:0", "--rate=50")])
+def test_bench_says_where_it_went(words: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(main, ["bench", *words])
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert all(word in line for word in ("removed", "perf_analyzer", "wrk", "README", "Measuring"))
+
+
 def test_models_are_listed_with_their_states(repository: Path) -> None:
     done = featuremaps("models", "--models", repository)
     rows = {line.split()[0]: line for line in done.stdout.decode().splitlines()}

@@ -9,13 +9,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from benchmarks.resnet import random_resnet50, relus
 from service.engine.loaded import LoadedModel
 from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.parameters import Reduction
 from service.syntax import Channels
-from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import npy, put, small_cnn
 from tests.oracles import UncutGraph
 from tests.servers import serving

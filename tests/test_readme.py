@@ -103,7 +103,6 @@ def test_every_dependency_has_its_reason() -> None:
         *project["dependencies"],
         *project["optional-dependencies"]["cpu"],
         *project["optional-dependencies"]["arrow"],
-        *project["optional-dependencies"]["bench"],
         *project["optional-dependencies"]["tracing"],
     ]
     names = sorted(re.split(r"[>=<; \[]", requirement)[0] for requirement in wanted)

@@ -6,9 +6,9 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.memory import MB, slope
+from benchmarks.soak import MIX, REST_S, measure, report
 from service.engine.plan_cache import FUSE_AFTER
-from tests.benchmarks.memory import MB, slope
-from tests.benchmarks.soak import MIX, REST_S, measure, report
 from tests.builders import encoded, photograph
 from tests.servers import serving
 

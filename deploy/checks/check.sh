@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/checks/engine.sh
 
-.venv/bin/python -m pytest tests/deploy/test_files.py tests/deploy/test_chart.py tests/deploy/test_ray.py
+.venv/bin/python -m pytest tests/deploy/test_files.py tests/deploy/test_chart.py tests/deploy/test_measuring.py tests/deploy/test_ray.py
 if ! engine_up; then
     cat <<'WORDS'
 ##############################################################################################

@@ -1,8 +1,7 @@
-"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`, `render`, `bench`, `key`."""
+"""The `featuremaps` command: `serve`, `models`, `layers`, `extract`, `render`, `key`."""
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -18,14 +17,12 @@ from service.cli.options import OFFLINE, parameter_options, setting_options
 from service.cli.statuses import BAD_USAGE, FAILED
 from service.declarations import read
 from service.errors import ConfigurationError, InvalidParameter, ServiceError
-from service.output.table import FORMATS
-from service.settings import KEY_VARIABLE, Settings, read_settings, service_links
+from service.settings import Settings, read_settings, service_links
 from service.values import Layer
 from service.web.keys import INFER, SCOPES, make_key
 from service.web.queries import FeaturesQuery, LayersQuery, RenderQuery
 
 log = logging.getLogger("featuremaps.settings")
-SECONDS = click.FloatRange(0.1, 3600)
 IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 COLUMNS = ("index", "name", "op", "shape", "dtype", "reduction", "field", "macs", "stage")
 
@@ -202,74 +199,14 @@ def render(
         asyncio.run(run_rendering(pipeline, _name(model), query, image.read_bytes(), output))
 
 
-@main.command()
-@click.argument("url")
-@click.option("--model", help="Which model.  [default: the first that is ready]")
-@click.option(
-    "--key",
-    metavar="TOKEN",
-    envvar=KEY_VARIABLE,
-    show_envvar=True,
-    help="Sent as a bearer token; as an option other users of this machine can see it.",
-)
-@click.option(
-    "--layers",
-    "layer_sets",
-    multiple=True,
-    default=("stage:0", "stage:-1"),
-    help="Layers of one request, as over HTTP; repeatable, each is measured.  [default: stage:0, stage:-1]",
-)
-@click.option("--image", type=IMAGE_FILE, help="What is sent.  [default: a drawn photograph, JPEG of 100 kB]")
-@click.option("--concurrency", default="1,8", show_default=True, help="Clients that wait for their answer.")
-@click.option("--rate", metavar="R[,R...]", help="Requests a second, answered or not, instead of clients.")
-@click.option("--format", "kind", type=click.Choice(tuple(FORMATS)), default="npy", show_default=True)
-@click.option("--accept-encoding", metavar="zstd|gzip", help="Have the answers compressed.")
-@click.option("--query", multiple=True, metavar="NAME=VALUE", help="Any further parameter; repeatable.")
-@click.option(
-    "--identical", is_flag=True, help="Send the same bytes each time: what is asked twice runs once."
-)
-@click.option("--window", default=3.0, show_default=True, type=SECONDS, help="Seconds of a window.")
-@click.option(
-    "--tolerance",
-    default=5.0,
-    show_default=True,
-    type=click.FloatRange(0, 100),
-    help="Percent by which the last three windows may differ from their mean.",
-)
-@click.option("--max-seconds", default=60.0, show_default=True, type=SECONDS, help="For each load at most.")
-@click.option("--seconds", type=SECONDS, help="For each load exactly, stable or not.")
-@click.option("--pid", type=int, help="The server's process on this machine: tells its memory and CPU time.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write JSON to a file, or `-`.")
-def bench(url: str, target: Path | None, **asked: Any) -> None:
-    """Measure a running service at URL: answers a second, and where the time of an answer goes.
-
-    Each layer set is measured under each load, in windows until three in a row agree. Those three give
-    answers/s, and what began in them the percentiles by nearest rank and the medians apart, all in ms:
-    queue; decode, with preprocessing; run; encode, with reduction and compression; network, what is left
-    of the client's time: HTTP and the bytes under way, at both ends. Refused and failed requests, RSS
-    (before/peak/after) and the server's CPU time an answer are of the whole measurement.
-
-    \b
-    Examples:
-      featuremaps bench http://127.0.0.1:8000
-      featuremaps bench http://127.0.0.1:8000 --layers stem.relu --layers stage:-1 --concurrency 1,4,16
-      featuremaps bench http://127.0.0.1:8000 --rate 50,100 --query dtype=float16 --json result.json
-      FEATUREMAPS_KEY="$(cat token)" featuremaps bench https://maps.example.org
-    """
-    try:
-        from service.cli.bench import read_bench, run_bench, table
-    except ModuleNotFoundError as error:
-        if error.name not in ("aiohttp", "psutil"):
-            raise
-        missing = f"bench needs the package {error.name}: pip install 'featuremaps[bench]'"
-        raise ConfigurationError(missing) from error
-    if target is not None and not target.parent.is_dir():
-        raise ConfigurationError(f"{target} cannot be written: there is no folder {target.parent}")
-    found = asyncio.run(run_bench(read_bench(url, asked), _tell))
-    if str(target) != "-":
-        _print_table(*table(found["rows"]))
-    if target is not None:
-        _write_json(found, target)
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def bench(words: Sequence[str]) -> None:
+    """Removed: the README's section "Measuring" shows public tools that measure the service."""
+    raise ConfigurationError(
+        "bench is removed: perf_analyzer, wrk and curl measure the service; "
+        "the README's section 'Measuring' shows how"
+    )
 
 
 @main.command()
@@ -288,20 +225,6 @@ def key(name: str, scope: str) -> None:
     token, line = make_key(name, scope)
     click.echo(f"send:  Authorization: Bearer {token}", err=True)
     click.echo(line)
-
-
-def _tell(line: str) -> None:
-    """Progress: one line that changes where people look at a terminal."""
-    start, end = ("\r\x1b[K", False) if sys.stderr.isatty() else ("", True)
-    click.echo(f"{start}{line}", err=True, nl=end)
-
-
-def _write_json(content: Mapping[str, Any], target: Path) -> None:
-    try:
-        with click.open_file(str(target), "w") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigurationError(f"{target} cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from benchmarks.resnet import random_resnet50, relus
 from service.engine.extent import MODEL_LIMITS
 from service.engine.graph import Graph
 from service.engine.loaded import LoadedModel
@@ -27,7 +28,6 @@ from service.output.reduce import apply
 from service.parameters import Reduction
 from service.syntax import Channels, Region
 from service.values import FeatureMap, Window
-from tests.benchmarks.resnet import random_resnet50, relus
 from tests.builders import model as make
 from tests.builders import put, reshaping_cnn, small_cnn
 from tests.oracles import UncutGraph

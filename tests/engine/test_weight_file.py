@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+from benchmarks.resnet import random_resnet50
 from service.engine.graph import read
 from service.engine.weight_file import LARGE_BYTES, WeightFile, without_weights
 from service.errors import ModelFailed
-from tests.benchmarks.resnet import random_resnet50
 from tests.builders import model, small_cnn, weight
 
 LARGE = LARGE_BYTES // 4 + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.benchmarks.early import repository
+from benchmarks.early import repository
 from tests.page.conftest import Opening
 from tests.page.service import Running, running
 

@@ -1,4 +1,4 @@
-"""What a GPU gives: `python -m tests.benchmarks.cuda`, with onnxruntime-gpu and a GPU.
+"""What a GPU gives: `python -m benchmarks.cuda`, with onnxruntime-gpu and a GPU.
 
 ResNet-50 with random weights, a drawn photograph of 100 kB in, one ReLU as float32 `.npy` out. Each row is a
 closed loop of so many clients, after requests that have the batches' sizes compiled. One process of clients
@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from service.cli.photographs import drawn_photograph, numbered
-from tests.benchmarks.early import repository
-from tests.benchmarks.overload import bench
-from tests.benchmarks.resnet import relus
+from benchmarks.early import repository
+from benchmarks.images import drawn_image, numbered
+from benchmarks.overload import generate
+from benchmarks.resnet import relus
 from tests.builders import npy
 from tests.servers import Server, serving
 
 DEPTHS = {"early (2nd ReLU)": 1, "middle (21st ReLU)": 20, "deep (last ReLU)": -1}
-SECONDS, WARM_SECONDS = "2", "1"
+SECONDS, WARM_SECONDS = 2.0, 1.0
 GENERATORS = 4
 # Images of a request; batches are padded to 1, 4, 16 and 64. Each worker has to be met.
 WARM_IMAGES, WARM_TIMES = (1, 2, 5, 17), 4
@@ -60,7 +60,7 @@ def main() -> None:
         images = [Path(scratch) / f"{number}.jpg" for number in range(GENERATORS)]
         for number, image in enumerate(images):
             # Of its own bytes: identical requests under way are run once.
-            image.write_bytes(numbered(drawn_photograph(), number))
+            image.write_bytes(numbered(drawn_image(), number))
         for setting in SETTINGS:
             with serving("--models", f"{scratch}/models", *COMMON, *setting.options) as server:
                 for depth, position in DEPTHS.items():
@@ -93,13 +93,17 @@ def several(server: Server, layer: str, images: int) -> None:
 
 
 def loaded(
-    server: Server, layer: str, images: list[Path], query: tuple[str, ...], clients: int, seconds: str
+    server: Server, layer: str, images: list[Path], query: tuple[str, ...], clients: int, seconds: float
 ) -> dict[str, Any]:
     """The figures of so many clients: rates are sums, p99 is the worst generator's, the rest their median."""
     images = images[:clients]
-    words = ("--concurrency", str(clients // len(images)), "--seconds", seconds, *query)
+    words = ("--concurrency", str(clients // len(images)), *query)
+
+    def one(image: Path) -> dict[str, Any]:
+        return generate(server, layer, seconds, "--image", str(image), *words)[0]
+
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda image: bench(server, layer, "--image", str(image), *words)[0], images))
+        found = list(pool.map(one, images))
     times = ("p50", "decode", "queue", "run", "encode", "network")
     return {
         "clients": clients,

@@ -1,4 +1,4 @@
-"""What the measurements send."""
+"""The image that benchmarks send."""
 
 import io
 
@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 
-def drawn_photograph(width: int = 640, height: int = 480) -> bytes:
-    """A JPEG of about 100 kB drawn by code: sky, sun, a house and a photograph's grain; always the same."""
+def drawn_image(width: int = 640, height: int = 480) -> bytes:
+    """Draw a JPEG of about 100 kB: sky, sun, a house and a photograph's grain; always the same bytes."""
     rng = np.random.default_rng(0)
     sky = np.linspace([90, 140, 220], [230, 220, 200], height)[:, None, :] + np.zeros((1, width, 1))
     picture = Image.fromarray(sky.astype(np.uint8))
@@ -24,9 +24,9 @@ def drawn_photograph(width: int = 640, height: int = 480) -> bytes:
 
 
 def numbered(image: bytes, number: int) -> bytes:
-    """The same picture in bytes of its own, so that no two requests are identical.
+    """Append a number that decoders ignore, so that the service does not coalesce requests.
 
-    What is added at the end is a box called `free`, with which AVIF says nothing; all other formats
-    ignore what follows their end.
+    The number is in a box called `free`, which AVIF allows at the end; all other formats ignore what
+    follows their end.
     """
     return image + b"\x00\x00\x00\x10free" + number.to_bytes(8, "big")

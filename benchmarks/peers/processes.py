@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.benchmarks.peers.entrants import Peer
+from benchmarks.peers.entrants import Peer
 from tests.servers import serving
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 VENVS = ROOT / ".venv-peers"
 QUIET = {
     "ORT_DISABLE_TELEMETRY": "1",

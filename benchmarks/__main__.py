@@ -1,11 +1,11 @@
-"""`make bench`: every measurement whose figures stand in tests/benchmarks/README.md."""
+"""`make bench`: every measurement whose figures stand in benchmarks/README.md."""
 
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks import early, encodings, fifty
+from benchmarks import early, encodings, fifty
 from tests.servers import serving
 
 POSITIONS = {"early (2nd ReLU)": 1, "middle (21st ReLU)": 20, "deep (last ReLU)": -1}

@@ -1,4 +1,4 @@
-"""featuremaps beside what else serves such a network: `python -m tests.benchmarks.peers --help`.
+"""featuremaps beside what else serves such a network: `python -m benchmarks.peers --help`.
 
 Every peer does the same job: once with every layer an output of the whole graph, the layer asked for in
 the request, and once on a graph cut by hand to the one layer.
@@ -21,10 +21,10 @@ import numpy as np
 import onnx
 import psutil
 
-from tests.benchmarks.early import jpeg, repository
-from tests.benchmarks.peers.entrants import OURSELVES, POSITIONS, Peer, chosen
-from tests.benchmarks.peers.load import Load, client_name, load
-from tests.benchmarks.peers.processes import (
+from benchmarks.early import jpeg, repository
+from benchmarks.peers.entrants import OURSELVES, POSITIONS, Peer, chosen
+from benchmarks.peers.load import Load, client_name, load
+from benchmarks.peers.processes import (
     KEPT_MEMORY,
     QUIET,
     ROOT,
@@ -36,8 +36,8 @@ from tests.benchmarks.peers.processes import (
     settle,
     started,
 )
-from tests.benchmarks.peers.tables import Row, ratios, table
-from tests.benchmarks.resnet import INPUT, relus
+from benchmarks.peers.tables import Row, ratios, table
+from benchmarks.resnet import INPUT, relus
 from tests.builders import encoded, photograph
 
 CLOSE = 1e-4
@@ -76,14 +76,14 @@ class Bench:
         return self.graphs["exposed" if kind == "exposed" else depth]
 
     def right(self, depth: str) -> np.ndarray:
-        from tests.benchmarks.peers.job import Job
+        from benchmarks.peers.job import Job
 
         job = Job(str(self.graphs[depth]))
         return np.load(BytesIO(job.answer(self.image, self.layers[depth])))
 
     def bare(self, kind: str, depth: str) -> Row:
         """The limit: the job in a loop, in a process of its own whose allocator is told to keep memory."""
-        command = [sys.executable, "-m", "tests.benchmarks.peers.bare", str(self.graph(kind, depth))]
+        command = [sys.executable, "-m", "benchmarks.peers.bare", str(self.graph(kind, depth))]
         command += [self.layers[depth], str(self.options.seconds), *map(str, self.images)]
         environment = {**os.environ, **QUIET, **KEPT_MEMORY}
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
@@ -184,14 +184,14 @@ def usable(peers: list[Peer]) -> list[Peer]:
         print(
             f"left out, as more than loopback is up: {', '.join(left)}; after a first run that installs, do\n"
             '  unshare --map-root-user --net sh -c "ip link set lo up; '
-            f'{sys.executable} -m tests.benchmarks.peers"',
+            f'{sys.executable} -m benchmarks.peers"',
             file=sys.stderr,
         )
     return [peer for peer in peers if not peer.alone]
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     comma = {"type": lambda text: text.split(","), "metavar": "A,B"}
     parser.add_argument("--only", default=[], help="peers by the beginning of their names", **comma)
     parser.add_argument("--layers", default=list(POSITIONS), help="of early,middle,deep", **comma)

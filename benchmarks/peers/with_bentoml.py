@@ -5,7 +5,7 @@ from typing import Annotated
 import bentoml
 from bentoml.validators import ContentType
 
-from tests.benchmarks.peers.job import JOBS, WORKERS, Job
+from benchmarks.peers.job import JOBS, WORKERS, Job
 
 
 @bentoml.service(

@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from PIL import Image
 
-from tests.benchmarks.resnet import INPUT, random_resnet50, relus
+from benchmarks.resnet import INPUT, random_resnet50, relus
 from tests.builders import encoded, photograph
 from tests.servers import serving
 
@@ -137,7 +137,7 @@ def _rounds(folder: Path, file: Path, position: int) -> Rows:
 @contextmanager
 def _helper(*words: object) -> Iterator[subprocess.Popen[str]]:
     """This module in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.early", *map(str, words)]
+    command = [sys.executable, "-m", "benchmarks.early", *map(str, words)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -1,4 +1,4 @@
-"""What five times more than it can do makes of the service: `python -m tests.benchmarks.overload`.
+"""What five times more than it can do makes of the service: `python -m benchmarks.overload`.
 
 ResNet-50 with random weights, a drawn photograph of 100 kB in, the last ReLU as float32 `.npy` out; with
 `--relu 1` an early one, where many more requests arrive and reading them is much of the work.
@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.early import repository
-from tests.benchmarks.memory import MB, sampled, slope
-from tests.benchmarks.resnet import relus
+from benchmarks.early import repository
+from benchmarks.memory import MB, sampled, slope
+from benchmarks.resnet import relus
 from tests.servers import Server, serving
 
 CLIENTS = (2, 4, 8, 16)
@@ -33,23 +33,22 @@ LEAST_GOODPUT, MOST_REFUSAL_MS, MOST_GROWTH_MB = 0.95, 50.0, 16.0
 REST_S = 3
 
 
-def bench(server: Server, layer: str, *words: str) -> list[dict[str, Any]]:
-    """The rows of `featuremaps bench` in a process of its own."""
-    given = ("--model", "resnet50", "--layers", layer, "--json", "-", *words)
+def generate(server: Server, layer: str, seconds: float, *words: str) -> list[dict[str, Any]]:
+    """Run `benchmarks.load` in a process of its own and return its rows, one per load."""
+    given = (server.url, "--layer", layer, "--seconds", f"{seconds:.3f}", *words)
     done = subprocess.run(
-        [sys.executable, "-m", "service", "bench", server.url, *given],
+        [sys.executable, "-m", "benchmarks.load", *given],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
-    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
-    return rows
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def closed(server: Server, layer: str, clients: int, seconds: float) -> dict[str, Any]:
     """One closed loop of exactly so long."""
-    return bench(server, layer, "--concurrency", str(clients), "--seconds", str(seconds))[0]
+    return generate(server, layer, seconds, "--concurrency", str(clients))[0]
 
 
 def left_out(row: dict[str, Any]) -> float:
@@ -59,19 +58,17 @@ def left_out(row: dict[str, Any]) -> float:
 
 
 def measure(folder: Path, seconds: float, *options: str, relu: int = -1) -> dict[str, Any]:
-    """Peak, overload and peak again; rows as `featuremaps bench` gives them, memory in MB."""
+    """Peak, overload and peak again; rows as `benchmarks.load` prints them, memory in MB."""
     layer = relus(repository(folder))[relu]
     with serving("--models", str(folder), "--log-level", "warning", *options) as server:
-        tried = bench(
-            server, layer, "--concurrency", ",".join(map(str, CLIENTS)), "--max-seconds", str(seconds / 3)
-        )
+        tried = generate(server, layer, seconds / 6, "--concurrency", *map(str, CLIENTS))
         best = max(tried, key=lambda row: row["answers_per_s"])["concurrency"]
         before = closed(server, layer, best, seconds / 2)
         with sampled(server.pid) as idle:
             time.sleep(REST_S)
         rate = f"{TIMES_PEAK * before['answers_per_s']:.3f}"
         with sampled(server.pid) as busy:
-            over = bench(server, layer, "--rate", rate, "--seconds", str(seconds))[0]
+            over = generate(server, layer, seconds, "--rate", rate)[0]
         after = closed(server, layer, best, seconds / 2)
         with sampled(server.pid) as rested:
             time.sleep(REST_S)

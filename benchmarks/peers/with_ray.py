@@ -14,7 +14,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tests.benchmarks.peers.job import PORT, WORKERS, Job
+from benchmarks.peers.job import PORT, WORKERS, Job
 
 
 @serve.deployment(num_replicas=int(WORKERS), ray_actor_options={"num_cpus": 1}, max_ongoing_requests=16)

@@ -41,7 +41,7 @@ def numbered(image: bytes, number: int) -> bytes:
 
 
 def load(url: str, images: list[Path], concurrency: int, seconds: float) -> Load:
-    command = [sys.executable, "-m", "tests.benchmarks.peers.load", url, str(concurrency), str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.peers.load", url, str(concurrency), str(seconds)]
     if client_name() == "wrk":
         script, whole = HERE / "load.lua", max(1, round(seconds))
         command = ["wrk", "-t1", f"-c{concurrency}", f"-d{whole}", "--timeout", "30", "-s", str(script), url]

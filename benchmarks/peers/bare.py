@@ -9,7 +9,7 @@ from statistics import median
 
 import psutil
 
-from tests.benchmarks.peers.job import Job
+from benchmarks.peers.job import Job
 
 THREADS = 2
 

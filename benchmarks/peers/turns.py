@@ -1,4 +1,4 @@
-"""featuremaps and a peer on a graph cut by hand, both up, in turns: `python -m tests.benchmarks.peers.turns`.
+"""featuremaps and a peer on a graph cut by hand, both up, in turns: `python -m benchmarks.peers.turns`.
 
 The machine's pace wanders by a tenth within minutes, more than what lies between the two. So each load of
 one is set against the other's right beside it, and the median of these ratios counts.
@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.peers.__main__ import WARM_S, Bench
-from tests.benchmarks.peers.entrants import OURSELVES, POSITIONS, chosen
-from tests.benchmarks.peers.load import load
-from tests.benchmarks.peers.processes import Server, cpu_seconds, ourselves, settle, started
+from benchmarks.peers.__main__ import WARM_S, Bench
+from benchmarks.peers.entrants import OURSELVES, POSITIONS, chosen
+from benchmarks.peers.load import load
+from benchmarks.peers.processes import Server, cpu_seconds, ourselves, settle, started
 
 CLIENTS = 8
 
@@ -52,7 +52,7 @@ def one_turn(bench: Bench, server: Server, seconds: float) -> tuple[float, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.peers.turns", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.turns", description=__doc__)
     parser.add_argument("--peer", default="fastapi-b")
     parser.add_argument("--rounds", type=int, default=18)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")

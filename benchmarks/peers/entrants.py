@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-HERE = "tests.benchmarks.peers"
+HERE = "benchmarks.peers"
 POSITIONS = {"early": 1, "middle": 20, "deep": -1}
 OURSELVES = "featuremaps"
 # Ray's documented way to high throughput: HAProxy in front, replicas that answer HTTP themselves.

@@ -1,4 +1,4 @@
-"""Everything at once for as long as one likes, and whether memory grows: `python -m tests.benchmarks.soak`.
+"""Everything at once for as long as one likes, and whether memory grows: `python -m benchmarks.soak`.
 
 A number of clients, each of which picks what it does next from the table MIX, with slow readers and with
 callers who leave at the worst moments. Every connection is a fresh one, read and left by hand, since
@@ -24,8 +24,8 @@ from typing import Literal
 import numpy as np
 import psutil
 
+from benchmarks.memory import MB, Slope, sampled, slope
 from service.pipeline.work import REST_AFTER_S
-from tests.benchmarks.memory import MB, Slope, sampled, slope
 from tests.builders import encoded, photograph
 from tests.servers import Server, serving
 

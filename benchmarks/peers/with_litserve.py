@@ -9,7 +9,7 @@ from typing import Annotated
 import litserve
 from fastapi import Depends, Request, Response
 
-from tests.benchmarks.peers.job import PORT, WORKERS, Job
+from benchmarks.peers.job import PORT, WORKERS, Job
 
 
 async def read(request: Request) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ import orjson
 import zstandard
 from isal import igzip
 
+from benchmarks.early import jpeg, repository
 from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
@@ -22,7 +23,6 @@ from service.output.reduce import apply
 from service.output.table import FORMATS
 from service.parameters import Reduction
 from service.values import FeatureMap
-from tests.benchmarks.early import jpeg, repository
 
 REPEATS = 15
 

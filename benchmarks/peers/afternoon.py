@@ -10,7 +10,7 @@ import onnxruntime as ort
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from tests.benchmarks.peers.job import INPUT, MODEL, PORT, prepared
+from benchmarks.peers.job import INPUT, MODEL, PORT, prepared
 
 app = FastAPI()
 session = ort.InferenceSession(MODEL, providers=["CPUExecutionProvider"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from tests.benchmarks.early import jpeg, repository
+from benchmarks.early import jpeg, repository
 from tests.servers import Server, serving
 
 LAYERS, ROUNDS = 50, 3

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-
-from service.cli.process import Process
+import psutil
 
 MB = 1e6
 WARM_UP = 0.25
@@ -39,16 +38,31 @@ class Slope:
         return f"{self.mb_per_hour:+.1f} ± {self.error:.1f} MB an hour over {self.seconds:.0f} s, {verdict}"
 
 
+def rss_bytes(process: psutil.Process) -> int:
+    """Resident memory with that of the children, where shared pages count for each; 0 once it has ended."""
+    try:
+        return sum(map(_own_rss_bytes, (process, *process.children(recursive=True))))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _own_rss_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
 @contextmanager
 def sampled(pid: int, every_s: float = 1.0) -> Iterator[list[tuple[float, float]]]:
     """(seconds, bytes) of a process and its children, once a second until the block ends."""
-    process, ended = Process(pid), threading.Event()
+    process, ended = psutil.Process(pid), threading.Event()
     samples: list[tuple[float, float]] = []
 
     def follow() -> None:
         begun = time.monotonic()
         while True:
-            samples.append((time.monotonic() - begun, float(process.rss_bytes())))
+            samples.append((time.monotonic() - begun, float(rss_bytes(process))))
             if ended.wait(every_s):
                 return
 

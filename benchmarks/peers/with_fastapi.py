@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from tests.benchmarks.peers.job import JOBS, PORT, WORKERS, Job
+from benchmarks.peers.job import JOBS, PORT, WORKERS, Job
 
 
 @asynccontextmanager
@@ -30,7 +30,7 @@ async def predict(request: Request, layer: str) -> Response:
 
 if __name__ == "__main__":
     uvicorn.run(
-        "tests.benchmarks.peers.with_fastapi:app",
+        "benchmarks.peers.with_fastapi:app",
         host="127.0.0.1",
         port=int(PORT),
         workers=int(WORKERS),

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tests.benchmarks.peers.entrants import OURSELVES, POSITIONS
-from tests.benchmarks.peers.load import Load
+from benchmarks.peers.entrants import OURSELVES, POSITIONS
+from benchmarks.peers.load import Load
 
 # Times as many answers a second as a peer that exposes every layer; against the best cut, ahead.
 AGAINST_EXPOSED = {"early": 9.0, "middle": 2.3, "deep": 1.0}
