@@ -14,7 +14,7 @@ export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
+.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check request-path code-size check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ check: $(VENV)/.developing ## Lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+request-path: $(VENV)/.developing ## Modules that run code for one POST /features; with MOST=30 fails above 30
+	$(BIN)/python -m checks.request_path $(if $(MOST),--most $(MOST))
+
+code-size: $(VENV)/.developing ## Size of the Python code; with BASE=commit compared with that commit
+	$(BIN)/python -m checks.code_size $(BASE)
 
 check-deploy: $(VENV)/.developing $(DEPLOY)/.installed .venv-ray/.installed ## Image, compose file, chart and Ray
 	deploy/checks/check.sh
