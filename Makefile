@@ -17,7 +17,7 @@ export ORT_DISABLE_TELEMETRY := 1
 EXPECTED_SKIPS = $(if $(CI),--expected-skips $@)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check request-path code-size check-deploy audit sbom bench format lock openapi swagger-ui clean
+.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check check-page request-path code-size check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ fuzz: $(VENV)/.developing ## Ten thousand cases of schemathesis against the runn
 
 test-page: $(VENV)/.developing ## Only the page at /, driven in a real Chromium
 	$(BIN)/python -m pytest $(EXPECTED_SKIPS) -m page tests/page
+
+check-page: checks/page/node_modules/.installed ## Types and lint of the page's JavaScript
+	@cd checks/page && PATH="$(abspath $(SDK))/bin:$$PATH" npm run --silent check
 
 check: $(VENV)/.developing ## Lint, formatting, types
 	$(BIN)/ruff check .
@@ -106,7 +109,7 @@ swagger-ui: ## Fetch the files that /docs is made of anew (needs npm)
 	for file in LICENSE NOTICE; do install -m 644 "$$dir/$$file" $(DOCS)/swagger-ui.$$file; done
 
 clean: ## Remove what was installed and cached
-	rm -rf $(VENV) $(DEPLOY) $(SDK) $(ZOO) .zoo-cache tests/sdk/node_modules .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY) $(SDK) $(ZOO) .zoo-cache tests/sdk/node_modules checks/page/node_modules checks/page/api .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -123,6 +126,10 @@ $(SDK)/.installed: tests/sdk/requirements.txt tests/sdk/package-lock.json | $(VE
 	@test -x $(SDK)/bin/python || $(VENV)/bin/python -m venv $(SDK)
 	@$(SDK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/sdk/requirements.txt
 	@cd tests/sdk && PATH="$(abspath $(SDK))/bin:$$PATH" npm ci --silent
+	@touch $@
+
+checks/page/node_modules/.installed: checks/page/package-lock.json $(SDK)/.installed
+	@cd checks/page && PATH="$(abspath $(SDK))/bin:$$PATH" npm ci --silent
 	@touch $@
 
 # Without dependencies, for the lock names them all but torch; torch and torchvision would bring CUDA's libraries.

@@ -54,6 +54,12 @@ function draw() {
   if (focused) document.getElementById(focused)?.focus();
 }
 
+/**
+ * @param {string} style
+ * @param {string} words
+ * @param {string} hint
+ * @param {Layer} layer
+ */
 function makeStyle(style, words, hint, layer) {
   const disabled = layer.layout === "NC" && style !== "grid";
   const id = `style-${style}`;
@@ -78,6 +84,11 @@ function makeSides() {
   return makeChoice("tile", "Size", choices, String(view.tile), (tile) => change({ tile: Number(tile) }), "A cell is a whole number of pixels: nothing is blurred.");
 }
 
+/**
+ * @param {"combine" | "normalize"} key
+ * @param {string} words
+ * @param {Record<string, string[]>} table
+ */
 function makeTable(key, words, table) {
   const choices = Object.entries(table).map(([name, [label]]) => [name, label]);
   return makeChoice(key, words, choices, view[key], (chosen) => change({ [key]: chosen }), table[view[key]][1]);
@@ -90,6 +101,14 @@ function makeColormap() {
   return makeChoice("colormap", "Colours", choices, view.colormap, (colormap) => change({ colormap }), hint);
 }
 
+/**
+ * @param {"weight" | "clip"} key
+ * @param {string} words
+ * @param {number} min
+ * @param {number} max
+ * @param {number} step
+ * @param {string} hint
+ */
 function makeRange(key, words, min, max, step, hint) {
   const control = make("input", {
     type: "range", id: `choice-${key}`, min, max, step, value: view[key],
@@ -114,6 +133,7 @@ function makeClasses() {
   return field;
 }
 
+/** @param {HTMLElement} select */
 async function list(select) {
   const classes = await labelled(scene.photo.id, scene.network);
   fill(select, classes.map(({ index, name, share }) => make("option", { value: index, selected: index === (view.target ?? classes[0].index) }, `${name}${share === null ? "" : ` · ${Math.round(share * 100)} %`}`)));

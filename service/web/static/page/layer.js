@@ -24,6 +24,8 @@ const says = document.getElementById("says");
 const LOOKS = ["image", "layer", "style", "colormap", "normalize", "vmin", "vmax", "clip", "combine", "target", "weight"];
 const grid = new Grid(tiles, { choose: (channel) => change({ channel }), look: inspect });
 
+/** @type {object | null} What is drawn; an answer for an earlier one is dropped. */
+draw.now = null;
 onScene(() => {
   draw();
   speak();
@@ -49,6 +51,10 @@ async function draw() {
   describe(layer, drawn).catch(complain);
 }
 
+/**
+ * @param {Layer} layer
+ * @param {object} drawn
+ */
 async function drawTiles(layer, drawn) {
   const picture = await grid.show(view, scene.network, layer);
   if (!picture || draw.now !== drawn) return;
@@ -58,17 +64,24 @@ async function drawTiles(layer, drawn) {
   await arrange();
 }
 
+/**
+ * @param {Layer} layer
+ * @param {string} style
+ * @param {object} drawn
+ */
 async function drawPicture(layer, style, drawn) {
   if (style === "cam" && view.target === null) return;
   const picture = await fetchPicture(pictureAddress({ ...view, style }, scene.network));
   if (draw.now !== drawn) return;
   tiles.hidden = true;
+  /** @type {Record<string, string>} */
   const words = { heatmap: "Heat map", overlay: "Heat map on the photograph", pca: "Principal components", eigencam: "First component on the photograph", cam: "Evidence for the class on the photograph" };
   const image = make("img", { class: "whole", src: picture.url, alt: `${words[style]} of ${layer.name}`, width: picture.width, height: picture.height });
   fill(place, image);
   showScale(picture);
 }
 
+/** @param {Picture} picture */
 function showScale({ scale: told, palette }) {
   fill(
     scale,
@@ -80,12 +93,16 @@ function showScale({ scale: told, palette }) {
 async function arrange() {
   const layer = layerNow();
   if (!grid.picture || grid.layer !== layer || tiles.hidden) return;
-  const told = await statistics(view.image, scene.network, layer.name).catch(() => null);
+  const told = await statistics(view.image, scene.network, layer.name).catch(/** @returns {null} */ () => null);
   if (grid.layer !== layer) return;
   const labels = layer.layout === "NC" && layer.channels === scene.network.labels.length ? scene.network.labels : null;
   await grid.arrange({ sort: view.sort, side: view.tile, told, chosen: view.channel, labels });
 }
 
+/**
+ * @param {Layer} layer
+ * @param {object} drawn
+ */
 async function describe(layer, drawn) {
   const told = await statistics(view.image, scene.network, layer.name);
   if (draw.now !== drawn) return;
@@ -98,6 +115,7 @@ async function describe(layer, drawn) {
   if (view.channel === null && told.channel_means) change({ channel: ranked(told.channel_means)[0] }, { quiet: true });
 }
 
+/** @param {Layer} layer */
 function tell(layer) {
   title.textContent = layer.name;
   const { status } = layer.receptive_field;
@@ -110,18 +128,23 @@ function tell(layer) {
   fill(links, makeLinks("made from ", layer.reads.filter((name) => byName.has(name))), makeLinks("read by ", readers));
 }
 
+/**
+ * @param {string} words
+ * @param {string[]} names
+ */
 function makeLinks(words, names) {
   if (!names.length) return null;
   const buttons = names.map((name) => make("button", { type: "button", class: "link", on: { click: () => change({ layer: name, channel: null }) } }, name));
   return make("span", {}, words, buttons.flatMap((button, at) => (at ? [", ", button] : [button])));
 }
 
+/** @param {any} error */
 function refuse(error) {
   if (!error.told) return complain(error);
   tiles.hidden = true;
   fill(scale);
   const { byName } = scene.network;
-  const instead = (error.told.suggestions ?? []).filter((name) => byName.has(name));
+  const instead = /** @type {string[]} */ (error.told.suggestions ?? []).filter((name) => byName.has(name));
   return fill(
     place,
     make("div", { class: "refusal" },

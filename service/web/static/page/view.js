@@ -1,5 +1,6 @@
 // What is looked at, kept in the page's address, so that a link shows a colleague the same.
 
+/** @type {View & Record<string, any>} */
 const DEFAULTS = {
   image: "",
   model: "",
@@ -27,14 +28,23 @@ const PICTURE = ["image", "model", "layer", "style", "channel", "colormap", "nor
 
 /** The view as it is; only `change` alters it. */
 export const view = read(location.hash.slice(1));
+/** @type {Array<[Set<string>, (changed: string[]) => void]>} */
 const listeners = [];
 
-/** Call `listener` whenever one of the keys changes. */
+/**
+ * Call `listener` whenever one of the keys changes.
+ * @param {string[]} keys
+ * @param {(changed: string[]) => void} listener
+ */
 export function onChange(keys, listener) {
   listeners.push([new Set(keys), listener]);
 }
 
-/** Change the view, its address, and whatever shows it. */
+/**
+ * Change the view, its address, and whatever shows it.
+ * @param {Partial<View> & Record<string, any>} patch
+ * @param {{ quiet?: boolean }} [given]
+ */
 export function change(patch, { quiet = false } = {}) {
   const changed = Object.keys(patch).filter((key) => view[key] !== patch[key]);
   if (!changed.length) return;
@@ -49,7 +59,10 @@ export function pin() {
   return write(Object.fromEntries(PICTURE.map((key) => [key, view[key]])));
 }
 
-/** A view that was pinned. */
+/**
+ * A view that was pinned.
+ * @param {string} text
+ */
 export function unpin(text) {
   return read(text);
 }
@@ -61,10 +74,12 @@ addEventListener("popstate", () => {
   tell(changed);
 });
 
+/** @param {string[]} changed */
 function tell(changed) {
   for (const [keys, listener] of listeners) if (changed.some((key) => keys.has(key))) listener(changed);
 }
 
+/** @param {string} text */
 function read(text) {
   const given = new URLSearchParams(text);
   const found = { ...DEFAULTS };
@@ -72,6 +87,10 @@ function read(text) {
   return found;
 }
 
+/**
+ * @param {string} key
+ * @param {string} text
+ */
 function parse(key, text) {
   if (typeof DEFAULTS[key] === "boolean") return text === "true";
   if (typeof DEFAULTS[key] === "string") return text;
@@ -79,6 +98,7 @@ function parse(key, text) {
   return text !== "" && Number.isFinite(number) ? number : DEFAULTS[key];
 }
 
+/** @param {Record<string, any>} some */
 function write(some) {
   const words = new URLSearchParams();
   for (const [key, value] of Object.entries(some)) {
