@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -48,7 +49,7 @@ def refused(call: Callable[[], object]) -> StoreUnavailable:
 def counted(redis: RedisServer) -> tuple[int, int, int]:
     """Bytes by the total, by the index, and by the images that are there, each with its cost."""
     total = int(redis.admin.get("featuremaps:image:total") or 0)
-    members = redis.admin.zrange("featuremaps:image:index", 0, -1)
+    members = cast(list[bytes], redis.admin.zrange("featuremaps:image:index", 0, -1))
     images = redis.admin.keys("featuremaps:image:*:*")
     return (
         total,
@@ -169,7 +170,8 @@ def test_every_key_has_the_prefix_and_nothing_but_counting_is_left(
 ) -> None:
     for owner in ("", "ann", "b:ob"):
         image_id = put(store, owner=owner)
-        assert all(key.startswith(b"featuremaps:image:") for key in redis.admin.keys("*"))
+        keys = cast(list[bytes], redis.admin.keys("*"))
+        assert all(key.startswith(b"featuremaps:image:") for key in keys)
         store.delete(owner, image_id)
     assert redis.admin.keys("*") == [b"featuremaps:image:total"]
     assert counted(redis) == (0, 0, 0)
