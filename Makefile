@@ -13,8 +13,11 @@ TEST_DATA ?= $(abspath ../shared/data)
 export TEST_DATA
 export ORT_DISABLE_TELEMETRY := 1
 
+# In CI a skipped test fails unless tests/expected_skips.txt lists its reason for the target.
+EXPECTED_SKIPS = $(if $(CI),--expected-skips $@)
+
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check check-deploy audit sbom bench format lock openapi swagger-ui clean
+.PHONY: help run install test test-all test-long test-page test-sdk test-zoo test-zoo-sample fuzz check check-page request-path code-size check-deploy audit sbom bench format lock openapi swagger-ui clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -25,19 +28,19 @@ run: install ## Serve the bundled model on 127.0.0.1:8000 (FEATUREMAPS_PORT and 
 install: $(VENV)/.installed ## Install the locked dependencies and the command at .venv/bin/featuremaps
 
 test: check ## Lint, types, import contracts and the test suite, long runs as samples
-	$(BIN)/python -m pytest -m "not slow and not cuda and not engine and not page and not sdk and not zoo and not fuzz"
+	$(BIN)/python -m pytest $(EXPECTED_SKIPS) -m "not slow and not cuda and not engine and not page and not sdk and not zoo and not fuzz"
 
 test-all: check ## The same with every long run
-	$(BIN)/python -m pytest -m "not cuda and not engine and not page and not sdk and not zoo and not fuzz"
+	$(BIN)/python -m pytest $(EXPECTED_SKIPS) -m "not cuda and not engine and not page and not sdk and not zoo and not fuzz"
 
 test-long: $(VENV)/.developing ## Only the long runs that make test leaves out
-	$(BIN)/python -m pytest -m "slow and not cuda and not engine and not page and not sdk and not zoo and not fuzz"
+	$(BIN)/python -m pytest $(EXPECTED_SKIPS) -m "slow and not cuda and not engine and not page and not sdk and not zoo and not fuzz"
 
 test-sdk: $(VENV)/.developing $(SDK)/.installed ## Clients generated from the running service's document
-	$(BIN)/python -m pytest -m sdk tests/sdk
+	$(BIN)/python -m pytest $(EXPECTED_SKIPS) -m sdk tests/sdk
 
 test-zoo: $(ZOO)/.installed ## Some 250 exports of 82 networks against PyTorch and timm; hours, and it goes on where it stopped
-	$(ZOO)/bin/python -m pytest -rN --tb=short -m zoo tests/zoo
+	$(ZOO)/bin/python -m pytest $(EXPECTED_SKIPS) -rN --tb=short -m zoo tests/zoo
 
 test-zoo-sample: export ZOO_NETWORKS := sample
 test-zoo-sample: test-zoo ## The same with eight networks, in minutes
@@ -46,12 +49,21 @@ fuzz: $(VENV)/.developing ## Ten thousand cases of schemathesis against the runn
 	$(BIN)/python -m pytest -s -m fuzz tests/fuzz
 
 test-page: $(VENV)/.developing ## Only the page at /, driven in a real Chromium
-	$(BIN)/python -m pytest -m page tests/page
+	$(BIN)/python -m pytest $(EXPECTED_SKIPS) -m page tests/page
+
+check-page: checks/page/node_modules/.installed ## Types and lint of the page's JavaScript
+	@cd checks/page && PATH="$(abspath $(SDK))/bin:$$PATH" npm run --silent check
 
 check: $(VENV)/.developing ## Lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+request-path: $(VENV)/.developing ## Modules that run code for one POST /features; with MOST=30 fails above 30
+	$(BIN)/python -m checks.request_path $(if $(MOST),--most $(MOST))
+
+code-size: $(VENV)/.developing ## Size of the Python code; with BASE=commit compared with that commit
+	$(BIN)/python -m checks.code_size $(BASE)
 
 check-deploy: $(VENV)/.developing $(DEPLOY)/.installed .venv-ray/.installed ## Image, compose file, chart and Ray
 	deploy/checks/check.sh
@@ -97,7 +109,7 @@ swagger-ui: ## Fetch the files that /docs is made of anew (needs npm)
 	for file in LICENSE NOTICE; do install -m 644 "$$dir/$$file" $(DOCS)/swagger-ui.$$file; done
 
 clean: ## Remove what was installed and cached
-	rm -rf $(VENV) $(DEPLOY) $(SDK) $(ZOO) .zoo-cache tests/sdk/node_modules .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(DEPLOY) $(SDK) $(ZOO) .zoo-cache tests/sdk/node_modules checks/page/node_modules checks/page/api .venv-ray sbom.cdx.json .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -114,6 +126,10 @@ $(SDK)/.installed: tests/sdk/requirements.txt tests/sdk/package-lock.json | $(VE
 	@test -x $(SDK)/bin/python || $(VENV)/bin/python -m venv $(SDK)
 	@$(SDK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/sdk/requirements.txt
 	@cd tests/sdk && PATH="$(abspath $(SDK))/bin:$$PATH" npm ci --silent
+	@touch $@
+
+checks/page/node_modules/.installed: checks/page/package-lock.json $(SDK)/.installed
+	@cd checks/page && PATH="$(abspath $(SDK))/bin:$$PATH" npm ci --silent
 	@touch $@
 
 # Without dependencies, for the lock names them all but torch; torch and torchvision would bring CUDA's libraries.

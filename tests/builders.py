@@ -1,9 +1,9 @@
 """Small ONNX models and pictures made in code, for tests that must run anywhere."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -11,6 +11,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw
 
 FLOAT = TensorProto.FLOAT
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    """The value, which a test expects to be there."""
+    assert value is not None
+    return value
 
 
 def weight(name: str, *shape: int, seed: int = 0) -> onnx.TensorProto:
@@ -20,7 +27,7 @@ def weight(name: str, *shape: int, seed: int = 0) -> onnx.TensorProto:
 
 def model(
     nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, Sequence[Any]],
+    inputs: Mapping[str, Sequence[Any]],
     outputs: Sequence[str],
     weights: Sequence[onnx.TensorProto] = (),
     opset: int = 17,

@@ -21,6 +21,7 @@ Runtime()
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+pytest_plugins = ["tests.skips"]
 ROOT = Path(__file__).parents[1]
 
 

@@ -4,35 +4,27 @@ import ast
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from checks.code_size import LONGEST_FUNCTION, LONGEST_MODULE, Function, code_lines, functions
 from service import errors
 from service.errors import CapacityError, ModelError, RequestError, ServiceError
 from service.web.problems import STATUS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "service").rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 400, 40, 10
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+MEDIAN_FUNCTION = 10
 
 
-def functions() -> list[tuple[str, Function]]:
+def named_functions() -> list[tuple[str, Function]]:
     found = []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, Function):
-                found.append((f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node))  # noqa: PERF401
+        for node in functions(ast.parse(path.read_text())):
+            found.append((f"{path.relative_to(ROOT)}:{node.lineno} {node.name}", node))  # noqa: PERF401
     return found
-
-
-def lines(node: Function) -> int:
-    """Lines of code and comments, without the docstring."""
-    whole = (node.end_lineno or 0) - node.lineno + 1
-    first = node.body[0]
-    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return whole - ((first.end_lineno or 0) - first.lineno + 1 if documented else 0)
 
 
 def concrete_errors() -> list[type[ServiceError]]:
@@ -47,24 +39,32 @@ def test_imports_point_down_and_rooms_do_not_meet() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_every_package_has_an_exhaustive_contract_of_layers() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    layered = {name for c in contracts if c.get("exhaustive") for name in c["containers"]}
+    packages = {".".join(f.parent.relative_to(ROOT).parts) for f in FILES if f.name == "__init__.py"}
+    assert packages == layered
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_stays_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+    assert len(path.read_text().splitlines()) <= LONGEST_MODULE
 
 
 def test_a_function_stays_short() -> None:
-    assert [name for name, node in functions() if lines(node) > LONGEST_FUNCTION] == []
+    assert [name for name, node in named_functions() if code_lines(node) > LONGEST_FUNCTION] == []
 
 
 def test_the_median_function_has_under_ten_lines() -> None:
-    lengths = sorted(lines(node) for _, node in functions())
+    lengths = sorted(code_lines(node) for _, node in named_functions())
     assert lengths[len(lengths) // 2] < MEDIAN_FUNCTION
 
 
 def test_async_is_only_where_something_is_waited_for() -> None:
     """Routes and ASGI apps are called with await; all others wait themselves."""
     idle = []
-    for name, node in functions():
+    for name, node in named_functions():
         if isinstance(node, ast.AsyncFunctionDef):
             waits = any(
                 isinstance(x, ast.Await | ast.AsyncWith | ast.AsyncFor | ast.Yield) for x in ast.walk(node)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import click
 import httpx
@@ -83,9 +83,10 @@ def query_classes() -> list[type]:
 
 @pytest.mark.parametrize("kind", [*query_classes(), RequestParameters, OutputParameters])
 def test_no_operation_changes_a_declaration(kind: type) -> None:
-    for group in (Reduction, Drawing):
+    declared, groups = schema_of(kind).items(), cast(list[Any], [Reduction, Drawing])
+    for group in groups:
         if issubclass(kind, group):
-            assert schema_of(kind).items() >= schema_of(group).items()
+            assert declared >= schema_of(group).items()
 
 
 def resolved(document: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def documented(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
         for operation in operations.values():
             for told in operation.get("parameters", ()):
                 if told["in"] == "query" and told["name"] in DECLARED and "/filters" not in path:
-                    yield told["name"], told["schema"], DECLARED | declared
+                    yield told["name"], told["schema"], {**DECLARED, **declared}
     for body, kind in (("RenderBody", RenderQuery), ("FeaturesBody", FeaturesQuery)):
         for name, told in document["components"]["schemas"][body]["properties"].items():
             if name in schema_of(kind):

@@ -193,14 +193,19 @@ def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, ask
 
 
 def test_only_requests_with_equal_answers_have_equal_keys() -> None:
-    fields = {"model": "small", "answer": ArraysAnswer(), "layers": ("stem",), "size": (32, 32)}
-    asked = ImagesRequest(images=(b"a" * 1000,), **fields)
+    fields: dict[str, Any] = {
+        "model": "small",
+        "answer": ArraysAnswer(),
+        "layers": ("stem",),
+        "size": (32, 32),
+    }
+    asked = ImagesRequest(images=(b"a" * 1000,), size=(32, 32), **fields)
     key = asked.key(MODEL)
     assert key == replace(asked, timeout_s=1.0).key(MODEL)
     others: list[Request] = [
         replace(asked, images=(b"a" * 999 + b"b",)),
         replace(asked, images=(b"b" + b"a" * 999,)),
-        TensorRequest(tensor=b"a" * 1000, **fields),
+        TensorRequest(tensor=b"a" * 1000, size=(32, 32), **fields),
         replace(asked, layers=("stem/relu",)),
         replace(asked, size=None),
         replace(asked, coding="zstd"),
@@ -229,7 +234,7 @@ class WithBlur(KeptImageRequest):
 
 
 def test_a_new_field_separates_requests_kept_maps_and_entity_tags() -> None:
-    fields = {"model": "small", "answer": ArraysAnswer(), "image_id": "a" * 64, "owner": ""}
+    fields: dict[str, Any] = {"model": "small", "answer": ArraysAnswer(), "image_id": "a" * 64, "owner": ""}
     first, second = WithBlur(blur=1, **fields), WithBlur(blur=2, **fields)
     assert first.key(MODEL) != second.key(MODEL)
     assert first.maps_key(MODEL) != second.maps_key(MODEL)

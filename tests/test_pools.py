@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_what_was_asked_first_begins_first() -> None:
 
     async def ask() -> None:
         async with opened(1) as (pools, _):
-            await asyncio.gather(*(pools.run("run", Stopwatch(), order.append, n) for n in range(50)))
+            await asyncio.gather(*(pools.run("run", partial(order.append, n)) for n in range(50)))
 
     asyncio.run(ask())
     assert order == list(range(50))
@@ -183,7 +184,7 @@ def test_one_is_prepared_while_another_runs_and_no_more() -> None:
             all_of_them = await line.form(pools)
             await asyncio.sleep(0.05)
             # Another stage is not held up.
-            assert await pools.run("read", Stopwatch(), line.begun.is_set)
+            assert await pools.run("read", line.begun.is_set)
             assert line.prepared == [0, 1]
             assert (pools.waiting["prepare"], pools.waiting["run"]) == (2, 1)
             line.may_end.set()
@@ -223,15 +224,15 @@ def test_a_closing_service_ends_what_has_begun_and_drops_what_waits() -> None:
 
     async def ask() -> None:
         async with opened(1) as (pools, _):
-            first = asyncio.create_task(pools.run("run", Stopwatch(), work))
+            first = asyncio.create_task(pools.run("run", work))
             await asyncio.to_thread(begun.wait, 10)
-            second = asyncio.create_task(pools.run("run", Stopwatch(), ended.append, "second"))
+            second = asyncio.create_task(pools.run("run", partial(ended.append, "second")))
             await asyncio.sleep(0)
             closing = asyncio.create_task(asyncio.to_thread(pools.close))
             with pytest.raises(Stopped):
                 await second
             with pytest.raises(Stopped):
-                await pools.run("read", Stopwatch(), ended.append, "too late")
+                await pools.run("read", partial(ended.append, "too late"))
             may_end.set()
             await asyncio.gather(first, closing)
 
@@ -255,7 +256,7 @@ def test_what_is_prepared_while_the_network_is_busy_ends_in_a_closing_service_to
 
     async def ask() -> None:
         async with opened(1) as (pools, _):
-            running = asyncio.create_task(pools.run("run", Stopwatch(), first))
+            running = asyncio.create_task(pools.run("run", first))
             await asyncio.to_thread(begun.wait, 10)
             preparing = asyncio.create_task(pools.go(second(), Stopwatch()))
             await asyncio.to_thread(prepares.wait, 10)
@@ -272,8 +273,8 @@ def test_an_error_reaches_who_asked_and_the_thread_goes_on() -> None:
     async def ask() -> None:
         async with opened(1) as (pools, _):
             with pytest.raises(ZeroDivisionError):
-                await pools.run("run", Stopwatch(), lambda: 1 // 0)
-            assert await pools.run("run", Stopwatch(), lambda: "on") == "on"
+                await pools.run("run", lambda: 1 // 0)
+            assert await pools.run("run", lambda: "on") == "on"
 
     asyncio.run(ask())
 
@@ -283,8 +284,8 @@ def test_the_time_until_a_stage_begins_counts_as_queue() -> None:
 
     async def ask() -> None:
         async with opened(1) as (pools, _):
-            first = asyncio.create_task(pools.run("run", Stopwatch(), time.sleep, 0.2))
-            await asyncio.gather(first, pools.run("run", watch, lambda: None))
+            first = asyncio.create_task(pools.run("run", partial(time.sleep, 0.2)))
+            await asyncio.gather(first, pools.run("run", lambda: None, watch))
 
     asyncio.run(ask())
     assert 0.1 < watch.seconds["queue"] < 5
@@ -308,7 +309,7 @@ def test_who_waits_for_a_stage_follows_whoever_was_there_last_from_another_stage
         async with opened(1) as (pools, _):
             running = asyncio.create_task(pools.go(first(), Stopwatch()))
             await asyncio.to_thread(begun.wait, 10)
-            second = asyncio.create_task(pools.run("run", Stopwatch(), followed.set))
+            second = asyncio.create_task(pools.run("run", followed.set))
             await asyncio.sleep(0)
             assert pools.waiting["run"] == 1
             may_end.set()
@@ -326,9 +327,9 @@ def test_who_leaves_while_waiting_waits_no_more_and_takes_no_place() -> None:
 
     async def ask() -> None:
         async with opened(1) as (pools, admission):
-            first = asyncio.create_task(pools.run("run", Stopwatch(), work))
+            first = asyncio.create_task(pools.run("run", work))
             await asyncio.to_thread(begun.wait, 10)
-            second = asyncio.create_task(pools.run("run", Stopwatch(), work))
+            second = asyncio.create_task(pools.run("run", work))
             await asyncio.sleep(0)
             second.cancel()
             await asyncio.wait([second])
@@ -345,10 +346,10 @@ def test_a_thread_that_has_nothing_to_do_is_taken_before_another_one_is_begun() 
     async def ask() -> int:
         async with opened(3) as (pools, _):
             for _ in range(20):
-                await pools.run("run", Stopwatch(), time.sleep, 0)
+                await pools.run("run", partial(time.sleep, 0))
                 await asyncio.sleep(0.002)
             before = threading.active_count()
-            await asyncio.gather(*(pools.run("run", Stopwatch(), together.wait, 10) for _ in range(3)))
+            await asyncio.gather(*(pools.run("run", partial(together.wait, 10)) for _ in range(3)))
             return threading.active_count() - before
 
     assert asyncio.run(asyncio.wait_for(ask(), 20)) == 2

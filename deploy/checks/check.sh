@@ -4,7 +4,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . deploy/checks/engine.sh
 
-.venv/bin/python -m pytest tests/deploy/test_files.py tests/deploy/test_chart.py tests/deploy/test_measuring.py tests/deploy/test_ray.py
+# In CI nothing may be missing.
+skips=()
+[ -z "${CI:-}" ] || skips=(--expected-skips check-deploy)
+
+.venv/bin/python -m pytest "${skips[@]}" tests/deploy/test_files.py tests/deploy/test_chart.py tests/deploy/test_measuring.py tests/deploy/test_ray.py
 if ! engine_up; then
     cat <<'WORDS'
 ##############################################################################################
@@ -12,9 +16,10 @@ if ! engine_up; then
 # be started (that takes root on Debian 12). Everything else of deploy/ was checked.         #
 ##############################################################################################
 WORDS
+    [ -z "${CI:-}" ] || exit 1
     exit 0
 fi
 trap engine_down EXIT
 base_image
 stand_ins
-.venv/bin/python -m pytest -m engine tests/deploy
+.venv/bin/python -m pytest "${skips[@]}" -m engine tests/deploy

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 from service.engine.graph import Graph, read
@@ -38,7 +40,7 @@ LIGHT_NAMES = words(
 )
 
 
-def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> onnx.NodeProto:
+def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, list(inputs), list(outputs), name=f"{op}_{outputs[0]}", **attributes)
 
 
@@ -46,7 +48,7 @@ def model(
     nodes: Sequence[onnx.NodeProto],
     shape: Sequence[int | str],
     outputs: Sequence[str],
-    constants: Mapping[str, Array] | None = None,
+    constants: Mapping[str, ArrayLike] | None = None,
     opset: int = 17,
 ) -> onnx.ModelProto:
     """A model with one float32 input `x`."""

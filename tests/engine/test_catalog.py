@@ -230,11 +230,11 @@ def test_a_model_is_unloaded_while_another_loads_and_changes_of_one_follow_each_
     put(tmp_path, "quick", small_cnn())
     begun, may_end = threading.Event(), threading.Event()
 
-    def held(name: str, *given: object) -> LoadedModel:
+    def held(name: str, version: str, file: Path, folder: Path) -> LoadedModel:
         if name == "slow":
             begun.set()
             assert may_end.wait(60)
-        return load_model(name, *given)
+        return load_model(name, version, file, folder)
 
     catalog = Catalog([tmp_path], held)
     with ThreadPoolExecutor(3) as pool:
@@ -258,7 +258,7 @@ def test_unloading_frees_what_is_compiled_of_that_model_alone(tmp_path: Path) ->
     for name in ("one", "two"):
         put(tmp_path, name, small_cnn())
     plans = PlanCache(1 << 30)
-    catalog = Catalog([tmp_path], lambda *given: load(*given, RUNTIME, plans))
+    catalog = Catalog([tmp_path], lambda n, v, file, folder: load(n, v, file, folder, RUNTIME, plans))
     load_all(catalog)
     both = len(plans)
     catalog.unload("one")

@@ -1,6 +1,7 @@
 """Features: what blocks give at each reduction, on small graphs; tests/zoo compares with timm."""
 
 import numpy as np
+import onnx
 
 from service.engine.layers.listing import list_layers
 from tests.engine.graphs import model, network, node
@@ -12,7 +13,7 @@ class Builder:
     """Nodes one after the other; each method gives the name of the tensor that it made."""
 
     def __init__(self) -> None:
-        self.nodes: list[object] = []
+        self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self._count = 0
 

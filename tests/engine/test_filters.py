@@ -1,26 +1,32 @@
 """The filters of layers: which convolution, which values, in which order."""
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from service.engine.filters import find_filters
+from service.engine.filters import Filters, find_filters
+from service.engine.graph import Graph
 from service.engine.layers.listing import list_layers
+from service.engine.nodes import Network
 from service.errors import NoFilters
+from service.values import Array
 from tests.engine.graphs import GOOD, every_tensor, good, good_graph, graph_of, model, node, session
 
 RNG = np.random.default_rng(2)
 SHAPE = (1, 3, 9, 9)
 
 
-def normal(*shape):
+def normal(*shape: int) -> Array:
     return RNG.normal(0, 0.5, shape).astype(np.float32)
 
 
-CONSTANTS = {
+CONSTANTS: dict[str, Any] = {
     "w": normal(6, 3, 3, 3),
     "w2": normal(6, 6, 1, 1),
     "w1": normal(1, 3, 3, 3),
@@ -44,12 +50,12 @@ CONSTANTS = {
 CONV = node("Conv", ["x", "w"], ["a"])
 
 
-def network_of(nodes, output):
+def network_of(nodes: Sequence[onnx.NodeProto], output: str) -> tuple[Graph, Network]:
     graph = graph_of(model(nodes, SHAPE, [output], CONSTANTS))
     return graph, graph.network({"x": SHAPE})
 
 
-def filters(nodes, layer="y"):
+def filters(nodes: Sequence[onnx.NodeProto], layer: str = "y") -> Filters:
     return find_filters(*network_of(nodes, layer), layer)
 
 
@@ -90,7 +96,7 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("step", BEHIND)
-def test_filters_are_found_behind(step):
+def test_filters_are_found_behind(step: str) -> None:
     found = filters(BEHIND[step])
     np.testing.assert_array_equal(found.weights, CONSTANTS["w"])
     assert (found.node, found.channels) == (BEHIND[step][0].name, 6)
@@ -125,40 +131,40 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_no_single_convolution_made_is_refused(reason):
+def test_what_no_single_convolution_made_is_refused(reason: str) -> None:
     with pytest.raises(NoFilters, match=reason):
         filters(REFUSED[reason])
 
 
-def test_only_the_first_output_carries_the_channels():
+def test_only_the_first_output_carries_the_channels() -> None:
     nodes = [CONV, node("Dropout", ["a"], ["b", "y"])]
     with pytest.raises(NoFilters, match="Dropout makes 'y'"):
         filters(nodes)
 
 
 @pytest.mark.parametrize("layer", ["x", "w", "nowhere"])
-def test_what_no_node_makes_of_the_input_is_refused(layer):
+def test_what_no_node_makes_of_the_input_is_refused(layer: str) -> None:
     with pytest.raises(NoFilters, match=f"layer '{layer}'"):
         find_filters(*network_of([CONV], "a"), layer)
 
 
-def test_strides_dilations_and_groups_are_told():
+def test_strides_dilations_and_groups_are_told() -> None:
     made = node("Conv", ["x", "w1"], ["y"], strides=[2, 1], dilations=[1, 2])
     found = filters([made])
     assert (found.strides, found.dilations, found.groups, found.transposed) == ((2, 1), (1, 2), 1, False)
 
 
-def test_what_is_left_out_is_one():
+def test_what_is_left_out_is_one() -> None:
     found = filters([node("Conv", ["x", "w"], ["y"])])
     assert (found.strides, found.dilations, found.groups) == ((1, 1), (1, 1), 1)
 
 
-def test_half_precision_stays_as_stored():
+def test_half_precision_stays_as_stored() -> None:
     found = filters([node("Cast", ["x"], ["b"], to=TensorProto.FLOAT16), node("Conv", ["b", "half"], ["y"])])
     assert found.weights.dtype == np.float16
 
 
-def test_weights_of_a_quantised_convolution_are_dequantised_by_channel():
+def test_weights_of_a_quantised_convolution_are_dequantised_by_channel() -> None:
     nodes = [
         node("QuantizeLinear", ["x", "scale", "zero"], ["b"]),
         node("QLinearConv", ["b", "scale", "zero", "q", "scales", "zeros", "scale", "zero"], ["y"]),
@@ -179,22 +185,22 @@ PREPARED = {
 
 
 @pytest.mark.parametrize("step", PREPARED)
-def test_a_convolution_reads_the_image_behind(step):
+def test_a_convolution_reads_the_image_behind(step: str) -> None:
     read = "x'" if PREPARED[step] else "x"
     assert filters([*PREPARED[step], node("Conv", [read, "w"], ["y"])]).reads_image
 
 
-def test_a_convolution_of_a_layer_does_not_read_the_image():
+def test_a_convolution_of_a_layer_does_not_read_the_image() -> None:
     assert not filters([CONV, node("Relu", ["a"], ["b"]), node("Conv", ["b", "w2"], ["y"])]).reads_image
 
 
-def test_a_focus_layer_is_not_the_image(test_data):
+def test_a_focus_layer_is_not_the_image(test_data: Path) -> None:
     found = find_filters(good_graph("yolox_nano"), good("yolox_nano"), "1177")
     assert (found.weights.shape[1], found.reads_image) == (12, False)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_each_channel_of_a_transposed_convolution_has_its_filter(groups):
+def test_each_channel_of_a_transposed_convolution_has_its_filter(groups: int) -> None:
     """One cell of one input channel answers with the kernels that it feeds."""
     weights = normal(4, 3, 2, 2)
     made = node("ConvTranspose", ["x", "k"], ["y"], group=groups, kernel_shape=[2, 2])
@@ -211,11 +217,11 @@ def test_each_channel_of_a_transposed_convolution_has_its_filter(groups):
 
 
 @cache
-def proto(name):
+def proto(name: str) -> onnx.ModelProto:
     return onnx.load(good_graph(name).folder / f"{name}.onnx")
 
 
-def stored(name):
+def stored(name: str) -> dict[str, Array]:
     """The weights of each node that convolves initializers, by the node's first output."""
     graph = proto(name).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -227,7 +233,7 @@ def stored(name):
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_every_layer_of_real_files_has_fitting_filters_or_none(test_data, name):
+def test_every_layer_of_real_files_has_fitting_filters_or_none(test_data: Path, name: str) -> None:
     graph, network = good_graph(name), good(name)
     for layer in list_layers(network):
         try:
@@ -239,13 +245,13 @@ def test_every_layer_of_real_files_has_fitting_filters_or_none(test_data, name):
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_filters_of_real_convolutions_are_the_files_own(test_data, name):
+def test_filters_of_real_convolutions_are_the_files_own(test_data: Path, name: str) -> None:
     graph, network = good_graph(name), good(name)
     for layer, expected in stored(name).items():
         np.testing.assert_array_equal(find_filters(graph, network, layer).weights, expected)
 
 
-def test_filters_of_a_quantised_file_are_what_the_runtime_dequantises(test_data):
+def test_filters_of_a_quantised_file_are_what_the_runtime_dequantises(test_data: Path) -> None:
     graph, network = good_graph("squeezenet1.1_qdq_int8"), good("squeezenet1.1_qdq_int8")
     convolutions = [n for n in graph.nodes if n.op == "Conv"]
     runner = session(every_tensor(graph))
@@ -256,7 +262,7 @@ def test_filters_of_a_quantised_file_are_what_the_runtime_dequantises(test_data)
 
 
 @pytest.mark.parametrize("name", ["deeplabv3_mnv2_257_voc_nhwc", "squeezenet1.1_qdq_int8", "style_candy"])
-def test_only_the_first_convolution_reads_the_image(test_data, name):
+def test_only_the_first_convolution_reads_the_image(test_data: Path, name: str) -> None:
     graph, network = good_graph(name), good(name)
     made = [n.outputs[0] for n in graph.nodes if n.op == "Conv"]
     reading = [layer for layer in made if find_filters(graph, network, layer).reads_image]

@@ -1,21 +1,31 @@
 """Oracles: google-research/receptive_field's table, and impulses sent through onnxruntime."""
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument as Refused
 
 from service.engine.layers.listing import list_layers
-from service.values import Layer
+from service.values import Array, Layer
+from tests.builders import known
 from tests.engine.graphs import by_name, good, light, model, network, node, run
 
 SIDE = 29
 
 
-def layer(nodes, shape=(1, 1, SIDE, SIDE), constants=None, opset=17, name="y") -> Layer:
+def layer(
+    nodes: Sequence[onnx.NodeProto],
+    shape: Sequence[int | str] = (1, 1, SIDE, SIDE),
+    constants: Mapping[str, ArrayLike] | None = None,
+    opset: int = 17,
+    name: str = "y",
+) -> Layer:
     return by_name(list_layers(network(model(nodes, shape, ["y"], constants, opset))))[name]
 
 
@@ -30,7 +40,9 @@ def layer(nodes, shape=(1, 1, SIDE, SIDE), constants=None, opset=17, name="y") -
         ("inception_v2", "r504", 699, 32),
     ],
 )
-def test_fields_are_those_of_the_published_networks(name, tensor, size, reduction):
+def test_fields_are_those_of_the_published_networks(
+    name: str, tensor: str, size: int, reduction: int
+) -> None:
     row = by_name(list_layers(light(name)))[tensor]
     assert row.receptive_field.size == (size, size)
     assert row.receptive_field.status == "exact"
@@ -38,7 +50,9 @@ def test_fields_are_those_of_the_published_networks(name, tensor, size, reductio
 
 
 @st.composite
-def one_step(draw, index, stretch=True):
+def one_step(
+    draw: st.DrawFn, index: int, stretch: bool = True
+) -> tuple[onnx.NodeProto | list[onnx.NodeProto], dict[str, Array]]:
     """A node that reads `t{index}` and makes `t{index + 1}`, with its constants.
 
     Without `stretch` those whose fields are reached wherever they lie inside the picture: after a
@@ -86,7 +100,7 @@ def one_step(draw, index, stretch=True):
 
 
 @st.composite
-def chain(draw, stretch=True):
+def chain(draw: st.DrawFn, stretch: bool = True) -> onnx.ModelProto:
     nodes, constants = [node("Conv", ["x", "w"], ["t0"])], {"w": np.ones((1, 1, 1, 1), np.float32)}
     count = draw(st.integers(1, 4))
     for i in range(count):
@@ -97,7 +111,7 @@ def chain(draw, stretch=True):
 
 
 @st.composite
-def branches(draw):
+def branches(draw: st.DrawFn) -> onnx.ModelProto:
     """Convolutions of stride 1 side by side that keep the size, padded unevenly, then one of stride 2."""
     nodes, constants, ends = [], {}, []
     for i in range(draw(st.integers(2, 3))):
@@ -114,7 +128,7 @@ def branches(draw):
     return model(nodes, ["n", 1, SIDE, SIDE], ["y"], constants)
 
 
-def seen_rows(proto, axis: int) -> list[np.ndarray]:
+def seen_rows(proto: onnx.ModelProto, axis: int) -> list[np.ndarray]:
     """For each cell along y (axis 2) or x (3), the input's rows or columns that change it."""
     impulses = np.zeros((SIDE, 1, SIDE, SIDE), np.float32)
     for i in range(SIDE):
@@ -124,7 +138,7 @@ def seen_rows(proto, axis: int) -> list[np.ndarray]:
     return [np.flatnonzero(lit[:, u]) for u in range(lit.shape[1])]
 
 
-def intervals(proto, axis: int):
+def intervals(proto: onnx.ModelProto, axis: int) -> tuple[str, list[tuple[float, float, Array]]]:
     """Status and, for each cell, what the catalogue predicts and what is seen."""
     row = by_name(list_layers(network(proto, (1, 1, SIDE, SIDE))))["y"]
     field, i = row.receptive_field, axis - 2
@@ -134,11 +148,12 @@ def intervals(proto, axis: int):
         cells = enumerate(seen_rows(proto, axis))
     except Refused:
         return field.status, []
-    low = [(field.start[i] + u * float(row.reduction[i]), seen) for u, seen in cells if seen.size]
+    start = known(field.start)
+    low = [(start[i] + u * float(row.reduction[i]), seen) for u, seen in cells if seen.size]
     return field.status, [(first, first + field.size[i] - 1, seen) for first, seen in low]
 
 
-def fits(proto) -> bool:
+def fits(proto: onnx.ModelProto) -> bool:
     """The runtime refuses windows larger than what they read, and maps that vanish."""
     shapes = network(proto, (1, 1, SIDE, SIDE)).tensors.values()
     return all(size is not None and size > 0 for s in shapes for size in s.shape or ()) and all(
@@ -148,7 +163,7 @@ def fits(proto) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(chain(), st.sampled_from([2, 3]))
-def test_a_cell_never_sees_beyond_its_field(proto, axis):
+def test_a_cell_never_sees_beyond_its_field(proto: onnx.ModelProto, axis: int) -> None:
     if not fits(proto):
         return
     _, cells = intervals(proto, axis)
@@ -159,7 +174,7 @@ def test_a_cell_never_sees_beyond_its_field(proto, axis):
 
 @settings(max_examples=100, deadline=None)
 @given(st.one_of(chain(stretch=False), branches()), st.sampled_from([2, 3]))
-def test_exact_fields_are_reached_at_both_ends(proto, axis):
+def test_exact_fields_are_reached_at_both_ends(proto: onnx.ModelProto, axis: int) -> None:
     if not fits(proto):
         return
     status, cells = intervals(proto, axis)
@@ -176,7 +191,9 @@ MODES = [*(("nearest", rounding) for rounding in ROUNDINGS), ("linear", "floor")
 @pytest.mark.parametrize("scale", [0.4, 0.5, 1.3, 2.0, 3.0])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("mode", "rounding"), MODES)
-def test_every_way_to_resize_stays_within_its_field(mode, rounding, place, scale):
+def test_every_way_to_resize_stays_within_its_field(
+    mode: str, rounding: str, place: str, scale: float
+) -> None:
     how = {"mode": mode, "coordinate_transformation_mode": place, "nearest_mode": rounding}
     nodes = [
         node("MaxPool", ["x"], ["a"], kernel_shape=[1, 1]),
@@ -191,19 +208,19 @@ def test_every_way_to_resize_stays_within_its_field(mode, rounding, place, scale
         assert seen.max() <= last + 1e-3
 
 
-def test_most_random_graphs_are_judged():
+def test_most_random_graphs_are_judged() -> None:
     judged = []
 
     @settings(max_examples=60, deadline=None, derandomize=True, database=None)
     @given(chain())
-    def count(proto):
+    def count(proto: onnx.ModelProto) -> None:
         judged.append(fits(proto) and bool(intervals(proto, 2)[1]))
 
     count()
     assert sum(judged) > len(judged) / 2
 
 
-def test_branches_with_other_centres_have_the_hull_of_their_fields():
+def test_branches_with_other_centres_have_the_hull_of_their_fields() -> None:
     nodes = [
         node("MaxPool", ["x"], ["a"], kernel_shape=[3, 3], pads=[0, 0, 2, 2]),
         node("MaxPool", ["x"], ["b"], kernel_shape=[3, 3], pads=[2, 2, 0, 0]),
@@ -214,7 +231,7 @@ def test_branches_with_other_centres_have_the_hull_of_their_fields():
     assert row.centre == (0, 0)
 
 
-def test_branches_of_different_jumps_have_no_geometry():
+def test_branches_of_different_jumps_have_no_geometry() -> None:
     nodes = [
         node("MaxPool", ["x"], ["a"], kernel_shape=[1, 1], strides=[2, 2]),
         node("MaxPool", ["x"], ["b"], kernel_shape=[15, 15]),
@@ -225,7 +242,7 @@ def test_branches_of_different_jumps_have_no_geometry():
     assert (row.reduction, row.centre, row.receptive_field.status) == (None, None, "unknown")
 
 
-def test_instance_normalisation_sees_everything_and_keeps_its_place():
+def test_instance_normalisation_sees_everything_and_keeps_its_place() -> None:
     nodes = [
         node("MaxPool", ["x"], ["a"], kernel_shape=[2, 2], strides=[2, 2]),
         node("InstanceNormalization", ["a", "s", "s"], ["y"]),
@@ -236,7 +253,7 @@ def test_instance_normalisation_sees_everything_and_keeps_its_place():
     assert (row.reduction, row.centre) == ((2, 2), (Fraction(1, 2), Fraction(1, 2)))
 
 
-def test_a_gated_map_sees_everything_and_keeps_its_place():
+def test_a_gated_map_sees_everything_and_keeps_its_place() -> None:
     nodes = [
         node("MaxPool", ["x"], ["a"], kernel_shape=[2, 2], strides=[2, 2]),
         node("GlobalAveragePool", ["a"], ["p"]),
@@ -250,7 +267,7 @@ def test_a_gated_map_sees_everything_and_keeps_its_place():
 
 
 @pytest.mark.parametrize("mode", ["asymmetric", "half_pixel"])
-def test_doubling_by_repetition_keeps_centres_where_they_are(mode):
+def test_doubling_by_repetition_keeps_centres_where_they_are(mode: str) -> None:
     rounding = "floor" if mode == "asymmetric" else "round_prefer_floor"
     how = {"coordinate_transformation_mode": mode, "nearest_mode": rounding}
     nodes = [
@@ -262,7 +279,7 @@ def test_doubling_by_repetition_keeps_centres_where_they_are(mode):
     assert row.receptive_field.status == "upper_bound"
 
 
-def test_softmax_over_channels_is_local_only_where_the_operator_set_leaves_no_doubt():
+def test_softmax_over_channels_is_local_only_where_the_operator_set_leaves_no_doubt() -> None:
     last = [
         node("MaxPool", ["x"], ["a"], kernel_shape=[1, 1]),
         node("Transpose", ["a"], ["t"], perm=[0, 2, 3, 1]),
@@ -273,27 +290,27 @@ def test_softmax_over_channels_is_local_only_where_the_operator_set_leaves_no_do
     assert layer(first).receptive_field.status == "unknown"
 
 
-def test_rows_and_columns_are_told_apart():
+def test_rows_and_columns_are_told_apart() -> None:
     row = layer([node("MaxPool", ["x"], ["y"], kernel_shape=[3, 5], strides=[2, 1], pads=[1, 0, 1, 0])])
     assert (row.receptive_field.size, row.receptive_field.start) == ((3, 5), (-1, 0))
     assert (row.reduction, row.centre) == ((2, 1), (0, 2))
 
 
-def test_a_slice_shifts_and_strides_as_in_yolox():
+def test_a_slice_shifts_and_strides_as_in_yolox() -> None:
     rows = by_name(list_layers(good("yolox_nano")))
     field = rows["683"].receptive_field
     assert (field.size, field.start, rows["683"].reduction) == ((2, 2), (0, 0), (2, 2))
     assert (rows["662"].receptive_field.start, rows["662"].centre) == ((0, 1), (0, 1))
 
 
-def test_a_window_over_the_whole_map_is_a_global_pooling():
+def test_a_window_over_the_whole_map_is_a_global_pooling() -> None:
     rows = by_name(list_layers(good("deeplabv3_mnv2_257_voc_nhwc")))
     assert rows["AvgPool2D/AvgPool"].reduction is None
     assert rows["concat"].receptive_field.status == "whole_input"
     assert rows["concat"].reduction == (8, 8)
 
 
-def test_a_vector_of_a_whole_map_is_unknown_until_it_is_mixed():
+def test_a_vector_of_a_whole_map_is_unknown_until_it_is_mixed() -> None:
     rows = by_name(list_layers(good("mnist-8")))
     assert rows["Pooling160_Output_0_reshape0"].receptive_field.status == "unknown"
     assert rows["Times212_Output_0"].receptive_field.size == (28, 28)

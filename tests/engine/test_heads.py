@@ -1,6 +1,9 @@
 """Heads read out of graphs: bias plus the mean of the weighted map is the logit that the runtime computes."""
 
 from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,9 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 from service.engine.graph import read
-from service.engine.heads import class_weights, find_head
+from service.engine.heads import Head, class_weights, find_head
 from service.engine.layers.axes import find_roles
 from service.errors import InvalidParameter, NotDrawable
+from service.values import Array
 from tests.builders import put
 from tests.engine.graphs import every_tensor, good, good_graph, graph_of, light, model, node, session
 from tests.oracles import UncutGraph
@@ -22,11 +26,11 @@ RNG = np.random.default_rng(1)
 Built = namedtuple("Built", "graph network shape")
 
 
-def normal(*shape):
+def normal(*shape: int) -> Array:
     return RNG.normal(0, 0.5, shape).astype(np.float32)
 
 
-CONSTANTS = {
+CONSTANTS: dict[str, Any] = {
     "kernel": normal(CHANNELS, 3, 3, 3),
     "w": normal(CLASSES, CHANNELS),
     "wt": normal(CHANNELS, CLASSES),
@@ -50,7 +54,7 @@ CONSTANTS = {
 }
 
 
-def built(tail, outputs=("logits",), opset=17):
+def built(tail: Sequence[onnx.NodeProto], outputs: Sequence[str] = ("logits",), opset: int = 17) -> Built:
     """A convolution, an activation that makes `map` (1, 6, 7, 7), and the end of a network."""
     stem = [node("Conv", ["x", "kernel"], ["conv"]), node("Relu", ["conv"], ["map"])]
     shape = (1, 3, SIDE + 2, SIDE + 2)
@@ -58,7 +62,7 @@ def built(tail, outputs=("logits",), opset=17):
     return Built(graph, graph.network({"x": shape}), shape)
 
 
-def pool(made="pool", read="map"):
+def pool(made: str = "pool", read: str = "map") -> onnx.NodeProto:
     return node("GlobalAveragePool", [read], [made])
 
 
@@ -161,7 +165,7 @@ TAILS = {
 }
 
 
-def law_residue(case, values, head):
+def law_residue(case: Built, values: Mapping[str, Array], head: Head) -> float:
     """The largest difference between the logits and the formula, over all layers and classes."""
     roles = find_roles(case.network)
     logits = values[head.logits].reshape(-1)
@@ -175,7 +179,7 @@ def law_residue(case, values, head):
     return np.max(residues)
 
 
-def run_all(case):
+def run_all(case: Built) -> dict[str, Array]:
     """Every tensor of a small graph, for noise as image."""
     runner = session(every_tensor(case.graph))
     names = [value.name for value in runner.get_outputs()]
@@ -184,7 +188,7 @@ def run_all(case):
 
 
 @pytest.mark.parametrize("tail", TAILS)
-def test_bias_and_mean_of_the_class_map_are_the_logit(tail):
+def test_bias_and_mean_of_the_class_map_are_the_logit(tail: str) -> None:
     case = built(TAILS[tail])
     head = find_head(case.graph, case.network)
     assert head.logits == "logits"
@@ -192,7 +196,7 @@ def test_bias_and_mean_of_the_class_map_are_the_logit(tail):
     assert law_residue(case, run_all(case), head) < SUMMATION
 
 
-def test_a_quantised_vector_moves_the_logits_by_its_rounding_alone():
+def test_a_quantised_vector_moves_the_logits_by_its_rounding_alone() -> None:
     tail = [
         *POOLED,
         node("QuantizeLinear", ["vec", "coarse", "zero"], ["quantised"]),
@@ -206,12 +210,12 @@ def test_a_quantised_vector_moves_the_logits_by_its_rounding_alone():
 
 
 @pytest.mark.parametrize("squash", ["Softmax", "LogSoftmax", "Sigmoid", "Identity", "Flatten"])
-def test_what_follows_the_logits_is_left_out(squash):
+def test_what_follows_the_logits_is_left_out(squash: str) -> None:
     case = built([*POOLED, GEMM, node(squash, ["logits"], ["end"])], ["end"])
     assert find_head(case.graph, case.network).logits == "logits"
 
 
-def test_layers_that_equal_the_pooled_one_are_named():
+def test_layers_that_equal_the_pooled_one_are_named() -> None:
     tail = [
         node("Dropout", ["map"], ["dropped"]),
         node("Transpose", ["dropped"], ["nhwc"], perm=[0, 2, 3, 1]),
@@ -223,13 +227,13 @@ def test_layers_that_equal_the_pooled_one_are_named():
     assert find_head(case.graph, case.network).layers == ("same", "nhwc", "dropped", "map")
 
 
-def test_only_a_widening_cast_keeps_values():
+def test_only_a_widening_cast_keeps_values() -> None:
     tail = [node("Cast", ["map"], ["half"], to=10), node("Cast", ["half"], ["wide"], to=1)]
     case = built([*tail, pool(read="wide"), POOLED[1], GEMM])
     assert find_head(case.graph, case.network).layers == ("wide", "half")
 
 
-def test_the_channels_of_a_fully_convolutional_network_are_the_classes():
+def test_the_channels_of_a_fully_convolutional_network_are_the_classes() -> None:
     case = built(TAILS["a 1x1 convolution before the pooling"])
     head = find_head(case.graph, case.network)
     assert head.layers == ("positive",)
@@ -284,7 +288,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_any_other_end_is_refused_with_its_reason(reason):
+def test_any_other_end_is_refused_with_its_reason(reason: str) -> None:
     case = built(REFUSED[reason])
     with pytest.raises(NotDrawable, match=reason):
         find_head(case.graph, case.network)
@@ -298,14 +302,14 @@ def test_any_other_end_is_refused_with_its_reason(reason):
         {"kernel_shape": [7, 7], "dilations": [2, 2], "pads": [0, 0, 6, 6]},
     ],
 )
-def test_an_average_over_a_part_of_the_map_is_refused(window):
+def test_an_average_over_a_part_of_the_map_is_refused(window: dict[str, list[int]]) -> None:
     tail = [node("AveragePool", ["map"], ["pool"], **window), node("Conv", ["pool", "w11"], ["logits"])]
     case = built(tail, opset=19)
     with pytest.raises(NotDrawable, match="which AveragePool made"):
         find_head(case.graph, case.network)
 
 
-def test_several_windows_that_each_hold_the_whole_map_are_refused():
+def test_several_windows_that_each_hold_the_whole_map_are_refused() -> None:
     tail = [
         node("Conv", ["map", "w11"], ["scores"]),
         node("AveragePool", ["scores"], ["logits"], kernel_shape=[8, 8], pads=[0, 0, 2, 2]),
@@ -315,19 +319,19 @@ def test_several_windows_that_each_hold_the_whole_map_are_refused():
         find_head(case.graph, case.network)
 
 
-def test_a_linear_layer_over_groups_of_channels_is_refused():
+def test_a_linear_layer_over_groups_of_channels_is_refused() -> None:
     case = built([pool(), node("Conv", ["pool", "grouped"], ["logits"], group=2)])
     with pytest.raises(NotDrawable, match="one weight for each channel"):
         find_head(case.graph, case.network)
 
 
-def test_axes_of_a_mean_may_be_an_input():
+def test_axes_of_a_mean_may_be_an_input() -> None:
     tail = [node("ReduceMean", ["map", "space"], ["vec"], keepdims=0), GEMM]
     case = built(tail, opset=18)
     assert law_residue(case, run_all(case), find_head(case.graph, case.network)) < SUMMATION
 
 
-def two_heads():
+def two_heads() -> Built:
     """One head on the map, one on a map behind it."""
     second = [
         node("Relu", ["conv"], ["other"]),
@@ -338,17 +342,17 @@ def two_heads():
 
 
 @pytest.mark.parametrize(("layer", "logits"), [("map", "logits"), ("other", "logits2"), (None, "logits")])
-def test_of_several_heads_the_layers_own_is_taken(layer, logits):
+def test_of_several_heads_the_layers_own_is_taken(layer: str | None, logits: str) -> None:
     case = two_heads()
     assert find_head(case.graph, case.network, layer).logits == logits
 
 
-def test_a_declared_output_without_a_head_does_not_hide_another():
+def test_a_declared_output_without_a_head_does_not_hide_another() -> None:
     case = built([*POOLED, GEMM], ["map", "logits"])
     assert find_head(case.graph, case.network, "map").logits == "logits"
 
 
-def test_another_layer_is_refused_and_the_pooled_one_named():
+def test_another_layer_is_refused_and_the_pooled_one_named() -> None:
     case = built([*POOLED, GEMM])
     with pytest.raises(NotDrawable, match="'map'") as refusal:
         class_weights(find_head(case.graph, case.network), "conv", 0)
@@ -356,14 +360,14 @@ def test_another_layer_is_refused_and_the_pooled_one_named():
 
 
 @pytest.mark.parametrize("target", [-1, CLASSES])
-def test_a_target_beyond_the_classes_is_refused(target):
+def test_a_target_beyond_the_classes_is_refused(target: int) -> None:
     case = built([*POOLED, GEMM])
     with pytest.raises(InvalidParameter, match="0 to 4") as refusal:
         class_weights(find_head(case.graph, case.network), "map", target)
     assert refusal.value.extensions["limit"] == CLASSES - 1
 
 
-def randomised(path):
+def randomised(path: Path) -> onnx.ModelProto:
     """One of the onnx package's graphs with noise in place of the weights that it computes from shapes."""
     proto = onnx.load(path)
     rng = np.random.default_rng(0)
@@ -381,7 +385,9 @@ def randomised(path):
     ("name", "pooled"),
     [("resnet50", "r171"), ("densenet121", "r907"), ("inception_v1", "r137"), ("shufflenet", "r198")],
 )
-def test_the_law_holds_for_whole_classifiers(light_models, tmp_path, name, pooled):
+def test_the_law_holds_for_whole_classifiers(
+    light_models: dict[str, Path], tmp_path: Path, name: str, pooled: str
+) -> None:
     path = put(tmp_path, name, randomised(light_models[name]))
     case = Built(read(path), light(name), (1, 3, 224, 224))
     head = find_head(case.graph, case.network)
@@ -398,7 +404,7 @@ def test_the_law_holds_for_whole_classifiers(light_models, tmp_path, name, poole
         ("squeezenet1.1_qdq_int8", "conv10_2_DequantizeLinear_Output"),
     ],
 )
-def test_squeezenets_classes_are_channels(test_data, name, layer):
+def test_squeezenets_classes_are_channels(test_data: Path, name: str, layer: str) -> None:
     case = Built(good_graph(name), good(name), (1, 3, 224, 224))
     head = find_head(case.graph, case.network)
     assert (head.layers, head.logits) == ((layer,), "pool10_1")
@@ -419,6 +425,6 @@ def test_squeezenets_classes_are_channels(test_data, name, layer):
         ("superres_core_224", "no linear layer"),
     ],
 )
-def test_networks_without_a_pooled_linear_layer_are_refused(test_data, name, reason):
+def test_networks_without_a_pooled_linear_layer_are_refused(test_data: Path, name: str, reason: str) -> None:
     with pytest.raises(NotDrawable, match=reason):
         find_head(good_graph(name), good(name))

@@ -397,7 +397,8 @@ def test_many_images_run_in_batches_no_larger_than_allowed_padding_included(
     runtime = Runtime(bind=True, batch_pixels=allowed * 32 * 32)
     bound = load("m", "1", file, file.parent, runtime, PlanCache(1 << 30))
     (layer,) = bound.layers((32, 32)).select(["stem/relu"])
-    images, sizes, run = np.random.default_rng(0).random((11, 3, 32, 32), np.float32), [], Session.run
+    images, run = np.random.default_rng(0).random((11, 3, 32, 32), np.float32), Session.run
+    sizes: list[int] = []
 
     def watched(self: Session, feeds: Mapping[str, Any], *given: Any, **named: Any) -> Any:
         sizes.extend(len(value) for name, value in feeds.items() if name == "image")

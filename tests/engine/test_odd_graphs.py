@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,17 +13,18 @@ from service.engine.loaded import LoadedModel
 from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
-from service.values import Layer
+from service.values import Array, Layer, Parts
 from tests.oracles import UncutGraph
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
 CONV = helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4)
+Job = tuple[Array, Sequence[Layer], Parts]
 IMAGES = RNG.standard_normal((4, 1, 3, 8, 8)).astype(np.float32)
 RUNTIME, ON_DEVICE = Runtime(optimization="off"), Runtime(optimization="off", bind=True)
 
 
-def node(op: str, reads: str, makes: str, **attributes: object) -> onnx.NodeProto:
+def node(op: str, reads: str, makes: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, reads.split(), makes.split(), **attributes)
 
 
@@ -120,7 +122,7 @@ def test_no_image_of_a_batch_decides_for_another(
     file = saved(tmp_path, proto)
     model, uncut = loaded(file, runtime), UncutGraph(file, ["c", "o"])
     images = [image - image.mean() + sign for image, sign in zip(IMAGES, (3, -3, 2, -1), strict=True)]
-    jobs = [
+    jobs: list[Job] = [
         (image, rows(model, names), {}) for image, names in zip(images, ("o", "c", "c o", "o"), strict=True)
     ]
     for (image, layers, _), outcome in zip(jobs, model.run_together(jobs), strict=True):
@@ -148,7 +150,9 @@ def test_who_asks_for_a_number_or_a_text_harms_nobody_in_the_batch(tmp_path: Pat
     uncut = UncutGraph(file, ["c", "s", "t"])
     for runtime in (RUNTIME, ON_DEVICE):
         model = loaded(file, runtime)
-        jobs = [(x, rows(model, names), {}) for x, names in zip(IMAGES, ("c", "s", "t", "c s"), strict=True)]
+        jobs: list[Job] = [
+            (x, rows(model, names), {}) for x, names in zip(IMAGES, ("c", "s", "t", "c s"), strict=True)
+        ]
         for (x, layers, _), outcome in zip(jobs, model.run_together(jobs), strict=True):
             assert isinstance(outcome, dict), outcome
             for layer in layers:

@@ -1,8 +1,9 @@
 """Where networks are cut, and which parts some layers need."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,15 +70,15 @@ def run(network: Network, segments: Segments, layers: Sequence[str], known: Sequ
     return ran
 
 
-def networks() -> list[object]:
+def networks() -> list[ParameterSet]:
     real = [pytest.param(lambda n=name: good(n), id=name) for name in GOOD]
     drawn = [pytest.param(lambda n=name: light(n), id=f"light {name}") for name in LIGHT_NAMES]
     return [*real, *drawn]
 
 
-@pytest.mark.parametrize("network", networks())
-def test_a_plan_runs_each_node_that_is_needed_once_and_no_other(network: object) -> None:
-    network = network()  # type: ignore[operator]
+@pytest.mark.parametrize("read", networks())
+def test_a_plan_runs_each_node_that_is_needed_once_and_no_other(read: Callable[[], Network]) -> None:
+    network = read()
     segments = segments_of(network)
     dependent = network.dependent()
     names = [name for node in network.nodes for name in node.makes if name in dependent]

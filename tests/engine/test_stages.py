@@ -1,20 +1,32 @@
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
 import numpy as np
+import onnx
 import pytest
+from numpy.typing import ArrayLike
 
 from service.engine.layers.listing import list_layers
+from service.values import Layer
+from tests.builders import known
 from tests.engine.graphs import by_name, good, light, model, network, node
 
 EYE = {"w": np.ones((1, 1, 1, 1), np.float32)}
 
 
-def rows(nodes, constants=None, shape=(1, 1, 16, 16), outputs=("y",)):
+def rows(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, ArrayLike] | None = None,
+    shape: Sequence[int | str] = (1, 1, 16, 16),
+    outputs: Sequence[str] = ("y",),
+) -> dict[str, Layer]:
     return by_name(list_layers(network(model(nodes, shape, outputs, {**EYE, **(constants or {})}))))
 
 
-def stages(layers):
-    chosen = sorted((x for x in layers if x.stage is not None), key=lambda x: x.stage)
+def stages(layers: Sequence[Layer]) -> list[tuple[int | None, Fraction]]:
+    chosen = sorted((x for x in layers if x.stage is not None), key=lambda x: known(x.stage))
     assert [x.stage for x in chosen] == list(range(len(chosen)))
-    return [(x.channels, x.reduction[0]) for x in chosen]
+    return [(x.channels, known(x.reduction)[0]) for x in chosen]
 
 
 @pytest.mark.parametrize(
@@ -28,22 +40,22 @@ def stages(layers):
         ("shufflenet", [(24, 2), (136, 8), (272, 16), (544, 32)]),
     ],
 )
-def test_stages_are_those_that_timm_states(name, expected):
+def test_stages_are_those_that_timm_states(name: str, expected: object) -> None:
     assert stages(list_layers(light(name))) == expected
 
 
-def test_a_quantised_network_has_the_stages_of_its_float_twin():
+def test_a_quantised_network_has_the_stages_of_its_float_twin() -> None:
     twins = [list_layers(good(f"squeezenet1.1_{kind}")) for kind in ("upcast_fp32", "qdq_int8")]
     assert stages(twins[0]) == stages(twins[1]) == [(64, 2), (128, 4), (256, 8), (1000, 16)]
     assert {x.op for x in twins[1] if x.stage is not None} == {"DequantizeLinear"}
 
 
-def test_nothing_after_the_reduction_falls_is_a_stage():
+def test_nothing_after_the_reduction_falls_is_a_stage() -> None:
     layers = list_layers(good("style_candy"))
     assert stages(layers) == [(16, 1), (32, 2), (64, 4)]
 
 
-def test_a_layer_that_a_shortcut_passes_by_is_no_stage():
+def test_a_layer_that_a_shortcut_passes_by_is_no_stage() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),
         node("Conv", ["a", "w"], ["b"]),
@@ -54,7 +66,7 @@ def test_a_layer_that_a_shortcut_passes_by_is_no_stage():
     assert [n for n, row in rows(nodes).items() if row.stage is not None] == ["d"]
 
 
-def test_a_second_output_taps_off_what_comes_after_it():
+def test_a_second_output_taps_off_what_comes_after_it() -> None:
     nodes = [
         node("Conv", ["x", "w"], ["a"]),
         node("Relu", ["a"], ["b"]),
@@ -66,7 +78,7 @@ def test_a_second_output_taps_off_what_comes_after_it():
     assert [found[n].stage for n in "by"] == [0, None]
 
 
-def test_a_path_of_sizes_is_no_shortcut():
+def test_a_path_of_sizes_is_no_shortcut() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),
         node("Shape", ["x"], ["s"]),
@@ -77,18 +89,18 @@ def test_a_path_of_sizes_is_no_shortcut():
     assert rows(nodes)["b"].stage == 0
 
 
-def test_convolutions_stand_in_where_nothing_is_activated():
+def test_convolutions_stand_in_where_nothing_is_activated() -> None:
     nodes = [node("Conv", ["x", "w"], ["a"]), node("Conv", ["a", "w"], ["y"], strides=[2, 2])]
     assert [row.stage for row in rows(nodes).values()] == [0, 1]
 
 
-def test_without_any_stage_the_outputs_are_the_stages_in_graph_order():
+def test_without_any_stage_the_outputs_are_the_stages_in_graph_order() -> None:
     nodes = [node("Gemm", ["x", "g"], ["a"]), node("Gemm", ["a", "g"], ["y"])]
     found = rows(nodes, {"g": np.ones((4, 4), np.float32)}, (1, 4), ("y", "a"))
     assert [found[n].stage for n in "ay"] == [0, 1]
 
 
-def test_a_bias_is_no_merge():
+def test_a_bias_is_no_merge() -> None:
     nodes = [node("Conv", ["x", "w"], ["a"]), node("Add", ["a", "k"], ["b"]), node("Relu", ["b"], ["c"])]
     nodes.append(node("Add", ["c", "k"], ["y"]))
     found = rows(nodes, {"k": np.ones((1, 1, 1), np.float32)})
@@ -126,13 +138,13 @@ NUMBERS = {"three": np.float32(3), "six": np.float32(6), "zero": np.float32(0)}
 
 
 @pytest.mark.parametrize("name", WRITTEN_OUT)
-def test_activations_written_out_are_activations(name):
+def test_activations_written_out_are_activations(name: str) -> None:
     found = rows([node("Conv", ["x", "w"], ["a"]), *WRITTEN_OUT[name]], NUMBERS)
     assert found["y"].after_activation
     assert found["y"].stage == 0
 
 
-def test_a_gate_from_elsewhere_is_no_activation():
+def test_a_gate_from_elsewhere_is_no_activation() -> None:
     nodes = [
         node("Conv", ["x", "w"], ["a"]),
         node("GlobalAveragePool", ["a"], ["p"]),
@@ -142,7 +154,7 @@ def test_a_gate_from_elsewhere_is_no_activation():
     assert not rows(nodes)["y"].after_activation
 
 
-def test_activations_last_through_pooling_and_joining_but_not_through_sums():
+def test_activations_last_through_pooling_and_joining_but_not_through_sums() -> None:
     nodes = [
         node("Conv", ["x", "w"], ["a"]),
         node("Relu", ["a"], ["b"]),
@@ -157,7 +169,7 @@ def test_activations_last_through_pooling_and_joining_but_not_through_sums():
     assert [n for n, row in found.items() if row.after_activation] == ["b", "c", "d", "g"]
 
 
-def test_masks_and_indices_are_no_activations():
+def test_masks_and_indices_are_no_activations() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),
         node("Dropout", ["a"], ["b", "mask"]),
@@ -169,7 +181,7 @@ def test_masks_and_indices_are_no_activations():
 @pytest.mark.parametrize(
     ("zero", "expected"), [(np.uint8(0), True), (np.uint8(9), False), (np.int8(0), False)]
 )
-def test_numbers_clamped_at_zero_by_quantising_are_a_relu(zero, expected):
+def test_numbers_clamped_at_zero_by_quantising_are_a_relu(zero: int, expected: object) -> None:
     nodes = [
         node("Conv", ["x", "w"], ["a"]),
         node("QuantizeLinear", ["a", "s", "z"], ["q"]),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 from limits import parse
@@ -51,8 +52,9 @@ def refused(call: Callable[[], object]) -> StoreUnavailable:
 
 def counted(redis: RedisServer) -> tuple[int, int, int]:
     """Bytes by the owners' sums, by their indexes, and by the images that are there, each with its cost."""
-    sums = redis.admin.zrange(OWNERS, 0, -1, withscores=True)
-    entries = [entry for key in redis.admin.keys(f"{OWNERS}/*") for entry in redis.admin.zrange(key, 0, -1)]
+    sums = cast(list[tuple[bytes, float]], redis.admin.zrange(OWNERS, 0, -1, withscores=True))
+    indexes = cast(list[bytes], redis.admin.keys(f"{OWNERS}/*"))
+    entries = [entry for key in indexes for entry in cast(list[bytes], redis.admin.zrange(key, 0, -1))]
     images = redis.admin.keys("featuremaps:image:[^/]*:*") + redis.admin.keys("featuremaps:image::*")
     return (
         int(sum(score for _, score in sums)),
@@ -189,7 +191,8 @@ def test_every_key_has_the_prefix_and_nothing_but_counting_is_left(
 ) -> None:
     for owner in ("", "ann", "b:ob"):
         image_id = put(store, owner=owner)
-        assert all(key.startswith(b"featuremaps:image:") for key in redis.admin.keys("*"))
+        keys = cast(list[bytes], redis.admin.keys("*"))
+        assert all(key.startswith(b"featuremaps:image:") for key in keys)
         store.delete(owner, image_id)
     assert redis.admin.keys("*") == [OWNERS.encode()]
     assert store.usage() == StoreUsage(0, 0)

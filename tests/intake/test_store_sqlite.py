@@ -108,11 +108,11 @@ def test_a_closed_store_is_unavailable(store: SqliteStore) -> None:
 
 def test_closing_while_a_call_runs_leaves_one_file(tmp_path: Path) -> None:
     def close_and_tell_the_time() -> float:
-        store.close()
+        closing_store.close()
         return 0.0
 
-    store = opened(tmp_path / "images.db", close_and_tell_the_time)
-    put(store, b"a")
+    closing_store = opened(tmp_path / "images.db", close_and_tell_the_time)
+    put(closing_store, b"a")
     assert [path.name for path in tmp_path.iterdir()] == ["images.db"]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -72,7 +73,9 @@ def test_what_is_no_list_of_numbers_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, 3 * PIECE_BYTES + 1])
-def test_what_is_unpacked_is_what_was_packed_and_is_counted(pack, size: int) -> None:
+def test_what_is_unpacked_is_what_was_packed_and_is_counted(
+    pack: Callable[[bytes], bytes], size: int
+) -> None:
     for body in (np.random.default_rng(0).bytes(size), bytes(size), b"abc" * (size // 3)):
         taken: list[int] = []
         assert inflate(pack(body), max_bytes=size, take=taken.append) == body

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import load as load_safetensors
 from service.errors import AnswerTooLarge, NameNotStorable, NonFinite, NotCombinable
 from service.output.arrays import encode_json
 from service.output.table import FORMATS
+from service.parameters import Compress
 
 DTYPES = ["float32", "float16", "float64", "int64", "int32", "uint8", "int8", "bool"]
 ARRAYS = st.sampled_from(DTYPES).flatmap(
@@ -38,7 +40,10 @@ MAPS = st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=4)
 
 
 def encoded(
-    kind: str, arrays: dict[str, np.ndarray], metadata: dict | None = None, compress: str = "none"
+    kind: str,
+    arrays: dict[str, np.ndarray],
+    metadata: dict[str, Any] | None = None,
+    compress: Compress = "none",
 ) -> bytes:
     return b"".join(FORMATS[kind].encode(arrays, metadata or {}, compress))
 
@@ -50,7 +55,7 @@ def same(actual: np.ndarray, expected: np.ndarray) -> bool:
 
 
 @given(MAPS, st.sampled_from(["none", "deflate"]))
-def test_numpy_reads_npz(arrays: dict[str, np.ndarray], compress: str) -> None:
+def test_numpy_reads_npz(arrays: dict[str, np.ndarray], compress: Compress) -> None:
     read = np.load(io.BytesIO(encoded("npz", arrays, {"a": 1}, compress)), allow_pickle=False)
     assert set(read.files) == {*arrays, "__metadata__"}
     assert all(same(read[name], values) for name, values in arrays.items())

@@ -16,9 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from service.errors import InvalidParameter, NotCombinable, OutOfRange
 from service.output.quantise import cast, error_bound
 from service.output.reduce import answer_bytes, apply, check, working_bytes
-from service.parameters import Reduction
+from service.parameters import DtypeChoice, Pool, Reduction
 from service.syntax import Channels, Region, read_channels, read_grid, read_region
-from service.values import FeatureMap, Layer, Window
+from service.values import FeatureMap, Layer, Layout, Window
 from tests.engine.test_selection import layer as any_layer
 
 FINITE = st.floats(-1000, 1000, width=32)
@@ -26,7 +26,7 @@ FLOATS = hnp.arrays("float32", 20, elements=st.floats(-65000, 65000, width=32))
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
 
 
-def layer(shape: tuple[int, ...], layout: str | None = "NCHW", dtype: str = "float32") -> Layer:
+def layer(shape: tuple[int, ...], layout: Layout | None = "NCHW", dtype: str = "float32") -> Layer:
     axis = {"NCHW": 1, "NHWC": 3, "NC": 1}.get(layout or "")
     return replace(
         any_layer("a", 0),
@@ -38,14 +38,14 @@ def layer(shape: tuple[int, ...], layout: str | None = "NCHW", dtype: str = "flo
     )
 
 
-def mapped(values: np.ndarray, layout: str = "NCHW") -> FeatureMap:
+def mapped(values: np.ndarray, layout: Layout = "NCHW") -> FeatureMap:
     return FeatureMap(layer(values.shape, layout, values.dtype.name), values)
 
 
 def reduced(
-    values: np.ndarray, layout: str = "NCHW", window: Window | None = None, **steps: object
+    values: np.ndarray, layout: Layout = "NCHW", window: Window | None = None, **steps: Any
 ) -> dict[str, np.ndarray]:
-    return apply(mapped(values, layout), Reduction(**steps), [window])  # type: ignore[arg-type]
+    return apply(mapped(values, layout), Reduction(**steps), [window])
 
 
 @st.composite
@@ -66,9 +66,9 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, str, Reduction, Window | None]:
     if draw(st.booleans()):
         y, x = draw(st.integers(0, h - 1)), draw(st.integers(0, w - 1))
         window = Window(y, x, draw(st.integers(1, h - y)), draw(st.integers(1, w - x)))
-    pool = draw(st.sampled_from(["none", "avg", "max", "gem"]))
+    pool: Pool = draw(st.sampled_from(["none", "avg", "max", "gem"]))
     grid = draw(st.none() | st.tuples(st.integers(1, 5), st.integers(1, 5))) if pool == "none" else None
-    target = draw(st.sampled_from(["native", "float32", "float16", "uint8"]))
+    target: DtypeChoice = draw(st.sampled_from(["native", "float32", "float16", "uint8"]))
     region = Region(0, 0, 1, 1) if window else None
     return values, layout, Reduction(chosen, region, pool, grid, target), window
 
@@ -110,7 +110,7 @@ def gem(values: np.ndarray) -> np.ndarray:
 
 
 @given(cases())
-def test_numpy_agrees_with_every_reduction(case: tuple[np.ndarray, str, Reduction, Window | None]) -> None:
+def test_numpy_agrees_with_every_reduction(case: tuple[np.ndarray, Layout, Reduction, Window | None]) -> None:
     values, layout, reduction, window = case
     arrays = apply(mapped(values, layout), reduction, [window])
     expected = by_hand(values, layout, reduction, window)
@@ -128,7 +128,7 @@ def test_numpy_agrees_with_every_reduction(case: tuple[np.ndarray, str, Reductio
 
 @given(cases())
 def test_the_bytes_are_known_before_anything_runs(
-    case: tuple[np.ndarray, str, Reduction, Window | None],
+    case: tuple[np.ndarray, Layout, Reduction, Window | None],
 ) -> None:
     values, layout, reduction, window = case
     arrays = apply(mapped(values, layout), reduction, [window])
@@ -151,7 +151,7 @@ def test_the_bytes_are_known_before_anything_runs(
         {"channels": Channels(top=30), "pool": "gem", "dtype": "uint8"},
     ],
 )
-def test_a_reduction_holds_no_more_than_it_was_said_to(steps: dict[str, Any], layout: str) -> None:
+def test_a_reduction_holds_no_more_than_it_was_said_to(steps: dict[str, Any], layout: Layout) -> None:
     """Beside the map, the channels selected of it and the answer; some pages are Python's own."""
     shape = (2, 32, 128, 96) if layout == "NCHW" else (2, 128, 96, 32)
     values, reduction = np.ones(shape, np.float32), Reduction(**steps)
@@ -191,7 +191,7 @@ def test_onnxs_dequantize_linear_undoes_uint8() -> None:
         "scale": arrays["a#scale"].ravel(),
         "zero_point": arrays["a#zero_point"].ravel(),
     }
-    assert (np.abs(undo.run(None, feeds)[0] - values) <= arrays["a#scale"] * (1 + 1e-6)).all()
+    assert (np.abs(np.asarray(undo.run(None, feeds))[0] - values) <= arrays["a#scale"] * (1 + 1e-6)).all()
 
 
 def test_a_vector_has_one_scale_an_image() -> None:
@@ -251,7 +251,7 @@ def test_each_image_has_its_own_window() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(
-    shape: tuple[int, ...], layout: str | None, reduction: Reduction, error: type[Exception]
+    shape: tuple[int, ...], layout: Layout | None, reduction: Reduction, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         check(layer(shape, layout), reduction)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from service.output.statistics import PIECE, describe
-from service.values import FeatureMap
+from service.values import FeatureMap, Layout
 from tests.output.test_reduce import layer
 
 AXES = {"NCHW": 1, "NHWC": 3, None: None}
@@ -29,11 +29,11 @@ MAPS = st.sampled_from(["float32", "float16", "float64", "int8", "uint8", "int64
 ROUNDING = 1e-12
 
 
-def told(values: np.ndarray, layout: str | None = "NCHW") -> dict[str, Any]:
+def told(values: np.ndarray, layout: Layout | None = "NCHW") -> dict[str, Any]:
     return dict(describe(FeatureMap(layer(values.shape, layout, values.dtype.name), values)))
 
 
-def rows(values: np.ndarray, layout: str | None) -> list[np.ndarray] | None:
+def rows(values: np.ndarray, layout: Layout | None) -> list[np.ndarray] | None:
     """The channels, if there are any."""
     axis = AXES[layout]
     return None if axis is None else [row.ravel() for row in np.moveaxis(values, axis, 0)]
@@ -50,7 +50,7 @@ def assert_near(found: list[float | None], expected: list[float | None], values:
         assert number is None or exact is None or abs(number - exact) <= ROUNDING * largest
 
 
-def assert_described(values: np.ndarray, layout: str | None) -> None:
+def assert_described(values: np.ndarray, layout: Layout | None) -> None:
     found, whole, channels = told(values, layout), finite(values), rows(values, layout)
     assert (found["min"], found["max"]) == ((whole.min(), whole.max()) if whole.size else (None, None))
     assert found["non_finite"] == values.size - whole.size
@@ -67,14 +67,14 @@ def assert_described(values: np.ndarray, layout: str | None) -> None:
 
 
 @given(MAPS, st.sampled_from(list(AXES)))
-def test_numpy_on_the_whole_map_agrees(values: np.ndarray, layout: str | None) -> None:
+def test_numpy_on_the_whole_map_agrees(values: np.ndarray, layout: Layout | None) -> None:
     assert_described(values, layout)
 
 
 @pytest.mark.parametrize("layout", AXES)
 @pytest.mark.parametrize("shape", [(3, 2, 300, 401), (2, 301, 400, 3), (2, 700, 20, 20)])
 def test_maps_that_are_read_in_pieces_are_described_as_numpy_does(
-    shape: tuple[int, ...], layout: str | None
+    shape: tuple[int, ...], layout: Layout | None
 ) -> None:
     values = np.random.default_rng(0).normal(1, 2, shape).astype(np.float32)
     values[0, 0, 1], values[0, 1, 1], values[1, 1, 0] = np.nan, -np.inf, 0
@@ -84,7 +84,7 @@ def test_maps_that_are_read_in_pieces_are_described_as_numpy_does(
 
 @pytest.mark.parametrize("layout", AXES)
 @pytest.mark.parametrize("shape", [(2, 64, 256, 256), (4, 1, 1024, 2048), (2048, 16, 16, 16)])
-def test_a_large_map_is_described_in_little_memory(shape: tuple[int, ...], layout: str | None) -> None:
+def test_a_large_map_is_described_in_little_memory(shape: tuple[int, ...], layout: Layout | None) -> None:
     values = np.ones(shape, np.float32)
     tracemalloc.start()
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from hypothesis import strategies as st
 from service.errors import InvalidParameter, NotAcceptable
 from service.output.coding import CODERS, choose_coding, encode
 from service.output.table import FORMATS, choose_format
+from service.values import Coding
 
 NPZ, SAFETENSORS, NPY, ARROW = (f.media_type for f in FORMATS.values())
-DECODERS = {"gzip": gzip.decompress, "zstd": lambda body: zstandard.ZstdDecompressor().decompress(body)}
+DECODERS: dict[Coding, Callable[[bytes], bytes]] = {
+    "gzip": gzip.decompress,
+    "zstd": lambda body: zstandard.ZstdDecompressor().decompress(body),
+}
 
 
 @pytest.mark.parametrize(
@@ -74,12 +79,12 @@ def test_any_accept_header_is_answered_or_refused(accept: str) -> None:
         ("gzip;q=x", None),
     ],
 )
-def test_accept_encoding_chooses_a_coding(accept_encoding: str | None, expected: str | None) -> None:
+def test_accept_encoding_chooses_a_coding(accept_encoding: Coding | None, expected: str | None) -> None:
     assert choose_coding(accept_encoding) == expected
 
 
 @pytest.mark.parametrize("coding", DECODERS)
-def test_a_coding_is_undone_by_its_own_reader(coding: str) -> None:
+def test_a_coding_is_undone_by_its_own_reader(coding: Coding) -> None:
     body = np.maximum(np.random.default_rng(0).normal(size=50_000), 0).astype(np.float32).tobytes()
     packed = encode((b"header", body), coding)
     assert packed is not None
@@ -88,7 +93,7 @@ def test_a_coding_is_undone_by_its_own_reader(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", DECODERS)
 def test_a_large_answer_that_does_not_shrink_is_found_out_by_a_sample(
-    coding: str, monkeypatch: pytest.MonkeyPatch
+    coding: Coding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed: list[int] = []
     real = CODERS[coding]
@@ -98,10 +103,10 @@ def test_a_large_answer_that_does_not_shrink_is_found_out_by_a_sample(
 
 
 @pytest.mark.parametrize("coding", DECODERS)
-def test_what_gains_under_a_tenth_is_sent_as_it_is(coding: str) -> None:
+def test_what_gains_under_a_tenth_is_sent_as_it_is(coding: Coding) -> None:
     assert encode((np.random.default_rng(0).bytes(100_000),), coding) is None
 
 
 @pytest.mark.parametrize("coding", DECODERS)
-def test_small_answers_are_not_coded(coding: str) -> None:
+def test_small_answers_are_not_coded(coding: Coding) -> None:
     assert encode((b"0" * 1000,), coding) is None

@@ -8,7 +8,8 @@ results; `.zoo-cache` without it. An export is made where it is missing, and use
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import cast
 
 import pytest
 
@@ -52,12 +53,12 @@ else:
         """Of the chosen exports."""
         return pytestconfig.stash[NAMES]
 
-    def _key(item: pytest.Item) -> tuple[str, str] | None:
+    def _key(item: pytest.Function) -> tuple[str, str] | None:
         """Check and export, of what is kept."""
         callspec = getattr(item, "callspec", None)
         if callspec is None or "subject" not in callspec.params:
             return None
-        return item.originalname.removeprefix("test_"), ".".join(callspec.params["subject"])
+        return str(item.originalname).removeprefix("test_"), ".".join(callspec.params["subject"])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
@@ -66,12 +67,14 @@ else:
         return True if key and pyfuncitem.config.stash[RECORDS].passed(*key) else None
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    def pytest_runtest_makereport(
+        item: pytest.Function, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         key, kept = _key(item), item.config.stash[RECORDS]
         if key and call.when == "call" and not kept.passed(*key):
             message = call.excinfo.exconly().partition("\n")[0] if call.excinfo else ""
-            numbers = dict(item.user_properties)
+            numbers = cast("dict[str, int]", dict(item.user_properties))
             kept.add(Record(*key, report.passed, message.removeprefix("Failed: "), numbers))
         return report
 

@@ -17,6 +17,7 @@ from service.engine.loading import load
 from service.engine.plan_cache import PlanCache
 from service.engine.runner import Runtime
 from service.values import Array
+from tests.builders import known
 from tests.zoo import networks, shapes
 from tests.zoo.cache import exported, remembered
 from tests.zoo.oracles import changes, gradients, macs, positive, stages, uncut
@@ -167,7 +168,7 @@ class Subject:
 
 
 def _sources(*modules: ModuleType) -> list[Path]:
-    return [Path(module.__file__) for module in modules]
+    return [Path(known(module.__file__)) for module in modules]
 
 
 def digits(value: Array) -> str:

@@ -1,6 +1,7 @@
 """The keyword `features`, held against timm's features_only with the same weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_features(subject: Subject, record_property: Callable[[str, object], Non
         pytest.fail(f"timm's stages {', '.join(missing)} are missing", pytrace=False)
 
 
-def _is_stage(layer: Layer, stage: dict[str, object]) -> bool:
+def _is_stage(layer: Layer, stage: dict[str, Any]) -> bool:
     reduction = stage["reduction"]
     return (
         layer.name in stage["layers"]

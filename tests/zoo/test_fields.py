@@ -1,10 +1,12 @@
 """Receptive fields of ten networks, held against gradients."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from service.values import Layer
+from tests.builders import known
 from tests.zoo.subjects import Subject
 
 pytestmark = pytest.mark.zoo
@@ -29,13 +31,13 @@ def test_fields(subject: Subject, record_property: Callable[[str, object], None]
         pytest.fail(f"{len(wrong)} wrong fields, the first: {wrong[0]}", pytrace=False)
 
 
-def _faults(layer: Layer, field: dict[str, list], size: tuple[int, int]) -> Iterator[str]:
+def _faults(layer: Layer, field: dict[str, list[Any]], size: tuple[int, int]) -> Iterator[str]:
     claim = layer.receptive_field
     if claim.status not in ("exact", "upper_bound") or layer.reduction is None:
         return
     for axis, (cell, seen) in enumerate(zip(field["cell"], field["pixels"], strict=True)):
-        first = claim.start[axis] + cell * layer.reduction[axis]
-        last = first + claim.size[axis] - 1
+        first = known(claim.start)[axis] + cell * layer.reduction[axis]
+        last = first + known(claim.size)[axis] - 1
         expected = [max(first, 0), min(last, size[axis] - 1)]
         inside = expected[0] <= seen[0] and seen[1] <= expected[1]
         if not inside or (claim.status == "exact" and seen != expected):

@@ -7,6 +7,7 @@ from math import ceil, floor
 import pytest
 
 from service.values import Layer
+from tests.builders import known
 from tests.zoo.oracles.changes import BLOCK, blocks
 from tests.zoo.subjects import Subject
 
@@ -60,6 +61,10 @@ def _moves(layer: Layer) -> bool:
     return layer.receptive_field.status == "exact" and layer.op != "Pad"
 
 
+def _cells(layer: Layer, axis: int) -> int:
+    return known(known(layer.shape)[layer.spatial_axes[axis]])
+
+
 def _implausible(layer: Layer, axis: int, side: int) -> Iterator[str]:
     """A map has about as many cells as the input has reductions, less what unpadded convolutions take.
 
@@ -67,16 +72,16 @@ def _implausible(layer: Layer, axis: int, side: int) -> Iterator[str]:
     """
     if layer.op == "Slice":
         return
-    cells = layer.shape[layer.spatial_axes[axis]]
+    cells, reduction = _cells(layer, axis), known(layer.reduction)[axis]
     pixels = side / cells
-    if cells > 1 and not layer.reduction[axis] / PLAUSIBLE < pixels < layer.reduction[axis] * PLAUSIBLE:
-        yield f"{cells} cells of {side} pixels, the reduction is {layer.reduction[axis]}"
+    if cells > 1 and not reduction / PLAUSIBLE < pixels < reduction * PLAUSIBLE:
+        yield f"{cells} cells of {side} pixels, the reduction is {reduction}"
 
 
 def _outside(layer: Layer, axis: int, side: int, seen: list[list[int] | None], weights: str) -> Iterator[str]:
     """Cells that changed without the block in their field, and such as must have changed but did not."""
     must = weights == "positive" and layer.receptive_field.status == "exact"
-    last = layer.shape[layer.spatial_axes[axis]] - 1
+    last = _cells(layer, axis) - 1
     for block, cells in zip(blocks(side), seen, strict=True):
         low, high = _expected(layer, axis, block)
         inside = cells is None or (low <= cells[0] and cells[1] <= high)
@@ -87,8 +92,9 @@ def _outside(layer: Layer, axis: int, side: int, seen: list[list[int] | None], w
 
 def _expected(layer: Layer, axis: int, block: tuple[int, int]) -> tuple[int, int]:
     """The first and last cell whose field holds a pixel of a block, on a map without borders."""
-    start, size = (Fraction(pair[axis]) for pair in (layer.receptive_field.start, layer.receptive_field.size))
-    reduction = layer.reduction[axis]
+    field = layer.receptive_field
+    start, size = (Fraction(pair[axis]) for pair in (known(field.start), known(field.size)))
+    reduction = known(layer.reduction)[axis]
     return ceil((block[0] - start - size + 1) / reduction), floor((block[1] - start) / reduction)
 
 
@@ -99,8 +105,8 @@ def _misses(low: int, high: int, cells: list[int], last: int) -> bool:
 
 def _moved_otherwise(layer: Layer, axis: int, seen: list[list[int] | None]) -> Iterator[str]:
     """A block further along changes cells further along, by the reduction; borders aside."""
-    steps = BLOCK / layer.reduction[axis]
-    last = layer.shape[layer.spatial_axes[axis]] - 1
+    steps = BLOCK / known(layer.reduction)[axis]
+    last = _cells(layer, axis) - 1
     for first, second, edge in ((seen[0], seen[1], 1), (seen[2], seen[3], 0)):
         if first is None or second is None or {first[edge], second[edge]} & {0, last}:
             continue

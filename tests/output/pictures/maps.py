@@ -3,13 +3,14 @@
 import io
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from service.output.pictures import draw
 from service.parameters import Drawing
-from service.values import FeatureMap, Layer, ReceptiveField
+from service.values import FeatureMap, Layer, Layout, ReceptiveField
 
 BLACK, NEUTRAL, NOTHING = (0, 0, 0), (247, 247, 247), (64, 64, 64)
 CHANNEL_AXES = {"NCHW": 1, "NHWC": 3, "NC": 1, None: None}
@@ -17,11 +18,11 @@ CHANNEL_AXES = {"NCHW": 1, "NHWC": 3, "NC": 1, None: None}
 
 def layer(
     shape: tuple[int | None, ...] | None = (1, 2, 3, 3),
-    layout: str | None = "NCHW",
+    layout: Layout | None = "NCHW",
     *,
     after_activation: bool = True,
-    reduction: object = 4,
-    centre: object = 0,
+    reduction: Any = 4,
+    centre: Any = 0,
     dtype: str = "float32",
 ) -> Layer:
     axis = CHANNEL_AXES[layout]
@@ -50,7 +51,7 @@ def layer(
     )
 
 
-def feature_map(values: object, layout: str = "NCHW", **facts: object) -> FeatureMap:
+def feature_map(values: object, layout: Layout = "NCHW", **facts: Any) -> FeatureMap:
     """One image's map of values (C, H, W), (H, W, C) or (C,)."""
     array = np.asarray(values)[None]
     return FeatureMap(layer(array.shape, layout, dtype=array.dtype.name, **facts), array)
@@ -66,7 +67,7 @@ def opened(body: bytes) -> Image.Image:
         return image
 
 
-def indices(values: np.ndarray, layout: str = "NCHW", **parameters: object) -> np.ndarray:
+def indices(values: np.ndarray, layout: Layout = "NCHW", **parameters: Any) -> np.ndarray:
     """The palette's indices of a PNG, drawn at one pixel a cell unless told otherwise."""
     facts = {k: parameters.pop(k) for k in ("after_activation",) if k in parameters}
     drawing = replace(Drawing(scale=1), **parameters)
@@ -75,7 +76,7 @@ def indices(values: np.ndarray, layout: str = "NCHW", **parameters: object) -> n
     return np.asarray(image)
 
 
-def colors(values: np.ndarray, **parameters: object) -> np.ndarray:
+def colors(values: np.ndarray, **parameters: Any) -> np.ndarray:
     facts = {k: parameters.pop(k) for k in ("after_activation",) if k in parameters}
     drawing = replace(Drawing(scale=1), **parameters)
     return np.asarray(opened(draw(feature_map(values, **facts), drawing).body).convert("RGB"))

@@ -5,6 +5,7 @@ import pytest
 
 from service.errors import NotDrawable
 from service.output.pictures.filters import draw_filters
+from service.parameters import PictureFormat
 from tests.output.pictures.maps import opened
 
 BRIGHTEST, MIDDLE, NOTHING = 254, 127, 255
@@ -34,7 +35,7 @@ def test_a_weight_has_its_level_whatever_others_are(values: list[float], levels:
 
 
 @pytest.mark.parametrize(("shape", "format"), [((1026, 1, 1, 1024), "webp"), ((40000, 1, 30, 30), "png")])
-def test_filters_too_large_for_a_picture_are_refused(shape: tuple[int, ...], format: str) -> None:  # noqa: A002
+def test_filters_too_large_for_a_picture_are_refused(shape: tuple[int, ...], format: PictureFormat) -> None:  # noqa: A002
     """The first as in front of networks that hear."""
     with pytest.raises(NotDrawable, match="pixels"):
         draw_filters(np.zeros(shape, np.float32), colored=False, format=format)

@@ -1,5 +1,7 @@
 """Channels made one plane, or three colours: against formulas written again in numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -144,6 +146,6 @@ def test_weights_that_do_not_fit_are_refused(weights: np.ndarray | None) -> None
         draw(feature_map(floats([[1]], [[2]])), Drawing(style="cam"), class_weights=weights)
 
 
-def draw_cam(values: np.ndarray, weights: np.ndarray, **parameters: object) -> np.ndarray:
+def draw_cam(values: np.ndarray, weights: np.ndarray, **parameters: Any) -> np.ndarray:
     drawing = Drawing(style="cam", scale=1, **parameters)
     return np.asarray(opened(draw(feature_map(values), drawing, class_weights=weights).body))

@@ -13,17 +13,17 @@ from hypothesis.extra import numpy as hnp
 from service.errors import InvalidParameter, NotCombinable, NotDrawable, RequestError
 from service.output.pictures import Backdrop, check, draw, working_bytes
 from service.output.pictures.checks import mosaic_of
-from service.parameters import Drawing
-from service.values import FeatureMap, Picture, Placement
+from service.parameters import Drawing, Style
+from service.values import FeatureMap, Layer, Layout, Picture, Placement
 from tests.output.pictures.maps import feature_map, layer, opened
 
-STYLES = ["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam"]
+STYLES: list[Style] = ["grid", "channel", "heatmap", "overlay", "pca", "eigencam", "cam"]
 FIXED = {"normalize": "fixed", "vmin": 0.0, "vmax": 1.0}
 NAN = float("nan")
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_layer_with_known_layout_and_geometry_passes_in_every_style(style: str) -> None:
+def test_a_layer_with_known_layout_and_geometry_passes_in_every_style(style: Style) -> None:
     check(layer(), Drawing(style=style, channel=1 if style == "channel" else None))
 
 
@@ -45,19 +45,19 @@ def test_what_is_not_known_beforehand_is_not_refused(shape: tuple[int | None, ..
         (layer((1, 3, 0, 5)), "empty"),
     ],
 )
-def test_a_layer_that_is_no_map_is_refused_with_the_reason(subject: object, says: str) -> None:
+def test_a_layer_that_is_no_map_is_refused_with_the_reason(subject: Layer, says: str) -> None:
     with pytest.raises(NotDrawable, match=says):
         check(subject, Drawing())
 
 
 @pytest.mark.parametrize("style", [style for style in STYLES if style != "grid"])
-def test_a_vector_is_drawn_as_bars_only(style: str) -> None:
+def test_a_vector_is_drawn_as_bars_only(style: Style) -> None:
     with pytest.raises(NotDrawable, match="style=grid"):
         check(layer((1, 10), "NC"), Drawing(style=style))
 
 
 @pytest.mark.parametrize("facts", [{"reduction": None}, {"centre": None}, {"reduction": 0}])
-def test_an_overlay_needs_to_know_where_cells_lie(facts: dict) -> None:
+def test_an_overlay_needs_to_know_where_cells_lie(facts: dict[str, Any]) -> None:
     with pytest.raises(NotDrawable, match="not known where"):
         check(layer(**facts), Drawing(style="overlay"))
     check(layer(**facts), Drawing(style="heatmap"))
@@ -87,7 +87,7 @@ def test_an_overlay_needs_to_know_where_cells_lie(facts: dict) -> None:
         ({**FIXED, "vmax": 1e39}, "vmax"),
     ],
 )
-def test_a_parameter_out_of_bounds_is_refused_by_name(parameters: dict, parameter: str) -> None:
+def test_a_parameter_out_of_bounds_is_refused_by_name(parameters: dict[str, Any], parameter: str) -> None:
     with pytest.raises(InvalidParameter, match=parameter) as refused:
         check(layer(), Drawing(**parameters))
     assert refused.value.extensions["parameter"] == parameter
@@ -108,7 +108,7 @@ def test_a_parameter_out_of_bounds_is_refused_by_name(parameters: dict, paramete
         ({"vmax": 0.0, "normalize": "channel"}, "vmax"),
     ],
 )
-def test_a_parameter_that_would_change_nothing_is_refused(parameters: dict, parameter: str) -> None:
+def test_a_parameter_that_would_change_nothing_is_refused(parameters: dict[str, Any], parameter: str) -> None:
     with pytest.raises(NotCombinable) as refused:
         check(layer(), Drawing(**parameters))
     assert refused.value.extensions["parameter"] == parameter
@@ -123,7 +123,7 @@ def test_a_parameter_that_would_change_nothing_is_refused(parameters: dict, para
     ],
 )
 def test_a_picture_that_would_be_too_large_is_refused_with_its_size(
-    subject: object, parameters: dict
+    subject: Layer, parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(NotDrawable) as refused:
         check(subject, Drawing(**parameters))
@@ -206,7 +206,7 @@ def usable(drawing: Drawing) -> Drawing:
 @settings(deadline=None, max_examples=300)
 @given(VALUES, DRAWINGS, st.sampled_from(["NCHW", "NHWC"]), st.booleans(), st.booleans())
 def test_any_map_and_any_drawing_give_a_picture_or_a_refusal(
-    values: np.ndarray, drawing: Drawing, layout: str, sensible: bool, after_activation: bool
+    values: np.ndarray, drawing: Drawing, layout: Layout, sensible: bool, after_activation: bool
 ) -> None:
     drawing = usable(drawing) if sensible else drawing
     if layout == "NHWC":

@@ -6,7 +6,10 @@ import { percent } from "./words.js";
 
 const OPERATORS = new Set(["Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "HardSwish", "Gelu", "Mish", "Softplus", "Tanh", "Sigmoid"]);
 
-/** The chosen channel before and after the nearest activation. */
+/**
+ * The chosen channel before and after the nearest activation.
+ * @param {LessonContext} context
+ */
 export async function activation({ network, layer, channel, image }) {
   const after = nearest(network, layer);
   const before = after && network.byName.get(after.reads[0]);
@@ -16,8 +19,8 @@ export async function activation({ network, layer, channel, image }) {
   const reach = reachOf(then, now);
   const about = { network, layer: before, channel: own };
   // The same number from two runs can differ in its last bits.
-  const changed = then.values.reduce((number, x, at) => number + (Math.abs(x - now.values[at]) > reach * 1e-5), 0);
-  const zeros = now.values.reduce((number, x) => number + (x === 0), 0);
+  const changed = then.values.reduce((number, x, at) => number + Number(Math.abs(x - now.values[at]) > reach * 1e-5), 0);
+  const zeros = now.values.reduce((number, x) => number + Number(x === 0), 0);
   const gone = { ...then, values: then.values.map((x, at) => x - now.values[at]) };
   return [
     say("A convolution answers both ways: how much a place is like its filter, and how much it is the opposite. The activation lets the first pass and cuts the second away; without it all layers together could do no more than a single one."),
@@ -31,8 +34,13 @@ export async function activation({ network, layer, channel, image }) {
   ];
 }
 
-/** The layer itself, whoever reads it, or the next activation below. */
+/**
+ * The layer itself, whoever reads it, or the next activation below.
+ * @param {Network} network
+ * @param {Layer} layer
+ */
 function nearest(network, layer) {
+  /** @param {Layer} layer */
   const fits = ({ op, layout, reads }) => OPERATORS.has(op) && layout && layout !== "NC" && network.byName.has(reads[0]);
   if (fits(layer)) return layer;
   const readers = network.layers.filter((each) => fits(each) && each.reads.includes(layer.name));

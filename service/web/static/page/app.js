@@ -27,9 +27,9 @@ theme.addEventListener("click", () => {
 });
 for (const tab of document.querySelectorAll("[data-pane]")) tab.addEventListener("click", () => showPane(tab.dataset.pane));
 document.getElementById("tiles").addEventListener("click", (event) => {
-  if (innerWidth <= NARROW && event.target.closest(".tile")) showPane("photo");
+  if (innerWidth <= NARROW && /** @type {HTMLElement} */ (event.target).closest(".tile")) showPane("photo");
 });
-addEventListener("keydown", press);
+addEventListener("keydown", (event) => press(/** @type {Targeted<KeyboardEvent>} */ (event)));
 onScene(() => {
   models.value = view.model;
   document.title = `${view.model} – featuremaps`;
@@ -52,12 +52,16 @@ async function start() {
   }
 }
 
-/** On a narrow screen one part is shown at a time. */
+/**
+ * On a narrow screen one part is shown at a time.
+ * @param {string} name
+ */
 function showPane(name) {
   document.body.dataset.shown = name;
   for (const tab of document.querySelectorAll("[data-pane]")) tab.setAttribute("aria-pressed", String(tab.dataset.pane === name));
 }
 
+/** @param {Targeted<KeyboardEvent>} event */
 function press(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.target.closest("input:not([type=radio]):not([type=range]):not([type=checkbox]), select, textarea, dialog")) return;
@@ -78,6 +82,7 @@ function press(event) {
   act();
 }
 
+/** @param {number} by */
 function stepChannel(by) {
   const { channels } = layerNow();
   if (!channels) return;

@@ -5,7 +5,10 @@ const MERGES = new Set(["Add", "Sum", "Concat"]);
 const ACTIVATIONS = new Set(["Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "Elu", "Gelu", "Mish"]);
 const SEPARATORS = [/[./]+/, /[./_:]+/];
 
-/** [{title, layers, blocks: [{name, layers}]}] in graph order. */
+/**
+ * [{title, layers, blocks: [{name, layers}]}] in graph order.
+ * @param {Layer[]} layers
+ */
 export function divide(layers) {
   const parts = [];
   let rest = [];
@@ -20,19 +23,27 @@ export function divide(layers) {
   return parts.map((part) => ({ ...part, blocks: blocksOf(part.layers) }));
 }
 
-/** A layer's name, behind the path of its module where the name alone says nothing (getitem_3). */
+/**
+ * A layer's name, behind the path of its module where the name alone says nothing (getitem_3).
+ * @param {Pick<Layer, "name" | "module">} layer
+ */
 export function nameOf({ name, module }) {
   const word = module?.split(".").findLast((part) => !/^\d+$/.test(part));
   return !module || (word && name.includes(word)) ? name : `${module}/${name}`;
 }
 
-/** A layer's name without what its whole block begins with. */
+/**
+ * A layer's name without what its whole block begins with.
+ * @param {Layer} layer
+ * @param {Block} block
+ */
 export function shortName(layer, block) {
   const name = nameOf(layer);
   const short = block.layers.length > 1 ? name.slice(block.prefix.length).replace(/^[./_:]+/, "") : name;
   return short || name;
 }
 
+/** @param {Layer[]} layers */
 function blocksOf(layers) {
   const named = SEPARATORS.map((separator) => byName(layers, separator)).find((groups) => groups);
   return (named ?? byStructure(layers)).map((group) => {
@@ -41,7 +52,11 @@ function blocksOf(layers) {
   });
 }
 
-/** Groups with the same beginning, as short a beginning as keeps them small; null where names do not tell. */
+/**
+ * Groups with the same beginning, as short a beginning as keeps them small; null where names do not tell.
+ * @param {Layer[]} layers
+ * @param {RegExp} separator
+ */
 function byName(layers, separator) {
   const names = layers.map((layer) => nameOf(layer).split(separator).filter((part) => part));
   const deepest = Math.max(...names.map((parts) => parts.length));
@@ -58,9 +73,13 @@ function byName(layers, separator) {
   return layers.length <= LARGEST_BLOCK ? [layers] : null;
 }
 
-/** A block ends where branches meet, or else before each convolution. */
+/**
+ * A block ends where branches meet, or else before each convolution.
+ * @param {Layer[]} layers
+ */
 function byStructure(layers) {
   const merges = layers.some(({ op }) => MERGES.has(op));
+  /** @type {Layer[][]} */
   const groups = [[]];
   layers.forEach((layer, at) => {
     const before = layers[at - 1];
@@ -73,7 +92,10 @@ function byStructure(layers) {
   return groups.filter((group) => group.length);
 }
 
-/** The longest beginning of all names that ends with a separator. */
+/**
+ * The longest beginning of all names that ends with a separator.
+ * @param {string[]} names
+ */
 function commonPrefix(names) {
   let length = 0;
   const [first] = names;

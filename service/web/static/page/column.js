@@ -16,17 +16,21 @@ const found = document.getElementById("found");
 const foldAll = document.getElementById("fold-all");
 const opened = new Set();
 // The blocks that are shown: {id, fold}.
+/** @type {Array<{ id: string, fold: (open: boolean) => void }>} */
 let folds = [];
 // For each layer that lies in a block, what unfolds the block.
 const reveal = new Map();
 // Settled once the whole column is there.
 let drawing = Promise.resolve();
+/** @type {{ network: Network | null, image: string }} */
 let shown = { network: null, image: "" };
 
 search.addEventListener("input", draw);
 operators.addEventListener("change", draw);
 foldAll.addEventListener("click", () => foldEach(folds.some(({ id }) => !opened.has(id))));
-list.addEventListener("keydown", move);
+list.addEventListener("keydown", (event) => move(/** @type {Targeted<KeyboardEvent>} */ (event)));
+/** @type {object | null} The blocks that are being drawn. */
+drawStages.now = null;
 onScene(() => {
   if (shown.network === scene.network && shown.image === scene.photo?.id) return;
   if (shown.network !== scene.network) {
@@ -47,7 +51,10 @@ onChange(["layer"], () => {
   list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 });
 
-/** Look at the layer before or after this one in graph order. */
+/**
+ * Look at the layer before or after this one in graph order.
+ * @param {number} by
+ */
 export function stepLayer(by) {
   const { layers, byName } = scene.network;
   const next = layers[byName.get(view.layer).index + by];
@@ -76,7 +83,10 @@ function draw() {
   mark();
 }
 
-/** One stage a frame, so that a long network never holds up the page. */
+/**
+ * One stage a frame, so that a long network never holds up the page.
+ * @param {Part[]} parts
+ */
 async function drawStages(parts) {
   const drawn = (drawStages.now = folds);
   for (const part of parts) {
@@ -87,7 +97,10 @@ async function drawStages(parts) {
   nameFoldAll();
 }
 
-/** One block a frame, for the same reason. */
+/**
+ * One block a frame, for the same reason.
+ * @param {boolean} open
+ */
 async function foldEach(open) {
   await drawing;
   for (const { fold } of folds) {
@@ -100,6 +113,7 @@ function nameFoldAll() {
   foldAll.textContent = folds.every(({ id }) => opened.has(id)) ? "Fold all" : "Unfold all";
 }
 
+/** @param {Part} part */
 function makeStage(part) {
   const last = part.layers.at(-1);
   const macs = part.layers.reduce((sum, { macs: own }) => sum + (own ?? 0), 0);
@@ -111,12 +125,14 @@ function makeStage(part) {
   );
 }
 
+/** @param {Block} block */
 function makeBlock(block) {
   if (block.layers.length === 1) return make("li", {}, makeRow(block.layers[0], nameOf(block.layers[0])));
   const id = block.layers[0].name;
   const last = block.layers.at(-1);
   const inside = make("ul", { class: "inside", id: `block-${last.index}` });
   const toggle = make("button", { type: "button", class: "toggle", "aria-controls": inside.id });
+  /** @param {boolean} open */
   const fold = (open) => {
     open ? opened.add(id) : opened.delete(id);
     toggle.setAttribute("aria-expanded", String(open));
@@ -137,6 +153,10 @@ function makeBlock(block) {
   return make("li", {}, make("div", { class: "block" }, toggle, row), inside);
 }
 
+/**
+ * @param {Layer} layer
+ * @param {string} name
+ */
 function makeRow(layer, name, note = layer.op) {
   const facts = make("span", { class: "facts" }, [step(layer), field(layer), layer.macs ? `${count(layer.macs)} MACs` : null].filter((x) => x).join(" · "));
   return make(
@@ -153,20 +173,31 @@ function makeRow(layer, name, note = layer.op) {
   );
 }
 
+/**
+ * @param {Layer} layer
+ * @param {HTMLElement} facts
+ */
 function makeThumbnail(layer, facts) {
   const { network, photo } = scene;
   if (!photo || !layer.layout || layer.batch_axis === null) return make("span", { class: "thumbnail none" });
   const image = make("img", { class: "thumbnail", alt: "", decoding: "async" });
   image.addEventListener("load", () => tell(image, photo.id, network, layer, facts), { once: true });
   showPicture(image, thumbnailAddress(photo.id, network, layer), {
-    onProblem: (sentence) => {
+    onProblem: (/** @type {string} */ sentence) => {
       image.replaceWith(make("span", { class: "thumbnail none", title: sentence }));
     },
   });
   return image;
 }
 
-/** How much of the layer is zero: asked for once its picture is there, so that nothing runs for it. */
+/**
+ * How much of the layer is zero: asked for once its picture is there, so that nothing runs for it.
+ * @param {HTMLImageElement} image
+ * @param {string} id
+ * @param {Network} network
+ * @param {Layer} layer
+ * @param {HTMLElement} facts
+ */
 async function tell(image, id, network, layer, facts) {
   try {
     const { sparsity } = await statistics(id, network, layer.name);
@@ -183,7 +214,10 @@ function mark() {
   }
 }
 
-/** Up and down go from row to row, left and right fold. */
+/**
+ * Up and down go from row to row, left and right fold.
+ * @param {Targeted<KeyboardEvent>} event
+ */
 function move(event) {
   const row = event.target.closest(".row");
   if (!row) return;

@@ -39,11 +39,16 @@ function draw() {
   );
 }
 
+/** @param {View} kept */
 function swapWith(kept) {
   const now = pin();
   change({ ...kept, pinned: now, lesson: view.lesson, sort: view.sort, tile: view.tile, over: view.over });
 }
 
+/**
+ * @param {View} side
+ * @param {string} name
+ */
 function makeSide(side, name) {
   const snapshot = { ...side };
   const figure = make("figure", { class: "side", "aria-label": name, "aria-busy": "true" }, make("figcaption", {}, `${name}: ${snapshot.model} · ${snapshot.layer}`));
@@ -54,6 +59,11 @@ function makeSide(side, name) {
   return figure;
 }
 
+/**
+ * @param {HTMLElement} figure
+ * @param {View} side
+ * @param {string} name
+ */
 async function drawSide(figure, side, name) {
   const network = await findNetwork(side.model);
   const layer = network.byName.get(side.layer);

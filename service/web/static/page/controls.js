@@ -10,6 +10,7 @@ import { LOOKS, change, onChange, uses, view } from "./view.js";
 // One channel is looked at by itself, beside all of them.
 export const STYLES = DRAWING.style.enum.filter((style) => style !== "channel");
 // What people are told: label, hint, and in full. Whatever is not here goes by its own name.
+/** @type {Record<string, string[]>} */
 const STYLE_WORDS = {
   grid: ["Channels", "every channel as a tile"],
   heatmap: ["Heat map", "all channels combined into one"],
@@ -18,6 +19,7 @@ const STYLE_WORDS = {
   eigencam: ["EigenCAM", "the one direction that explains most, on the photograph", "First component on the photograph"],
   cam: ["Class", "where the evidence for a class lies", "Evidence for the class on the photograph"],
 };
+/** @type {Record<string, [string, any]>} */
 const WORDS = {
   normalize: ["Brightness", { layer: "Channels can be compared: weak ones are dark.", channel: "Weak channels become visible; they cannot be compared any more.", fixed: "Same colours for same values in every picture." }],
   combine: ["Combine channels by", { mean: "How much all channels react together.", max: "Where any single channel reacts.", norm: "The length of the vector of all channels: strong reactions count more." }],
@@ -26,6 +28,7 @@ const WORDS = {
   vmin: ["First colour at", ""],
   vmax: ["Last colour at", ""],
 };
+/** @type {Record<string, string>} */
 const CHOICE_WORDS = { layer: "One scale", channel: "One per channel", fixed: "From … to …", mean: "Mean", max: "Largest", norm: "Norm" };
 // A range has at least so many steps.
 const STEPS = 100;
@@ -43,6 +46,7 @@ function draw() {
   if (!layer || !scene.photo) return;
   const focused = document.activeElement?.id;
   fill(styles, STYLES.map((style) => makeStyle(style, layer)));
+  /** @type {Record<string, (name: string) => Element>} */
   const own = { colormap: makeColormap, target: makeClasses };
   const shown = LOOKS.filter((name) => name !== "style" && name !== "channel" && uses(name, view));
   fill(
@@ -54,12 +58,19 @@ function draw() {
   if (focused) document.getElementById(focused)?.focus();
 }
 
-/** A style in words: {label, hint, name}. */
+/**
+ * A style in words.
+ * @param {string} style
+ */
 export function wordsOf(style) {
   const [label, hint, name] = STYLE_WORDS[style] ?? [style, ""];
   return { label, hint, name: name ?? label };
 }
 
+/**
+ * @param {string} style
+ * @param {Layer} layer
+ */
 function makeStyle(style, layer) {
   const { label, hint } = wordsOf(style);
   const disabled = layer.layout === "NC" && style !== "grid";
@@ -85,7 +96,10 @@ function makeSides() {
   return makeChoice("tile", "Size", choices, String(view.tile), (tile) => change({ tile: Number(tile) }), "A cell is a whole number of pixels: nothing is blurred.");
 }
 
-/** A control as a parameter is declared: a list of its choices, a range within its bounds, or a number. */
+/**
+ * A control as a parameter is declared: a list of its choices, a range within its bounds, or a number.
+ * @param {string} name
+ */
 function makeControl(name) {
   const { enum: choices, minimum: min, maximum: max, default: usual, description } = DRAWING[name];
   const [words, hints] = WORDS[name] ?? [name, description];
@@ -115,6 +129,7 @@ function makeClasses() {
   return field;
 }
 
+/** @param {HTMLElement} select */
 async function list(select) {
   const classes = await labelled(scene.photo.id, scene.network);
   fill(select, classes.map(({ index, name, share }) => make("option", { value: index, selected: index === (view.target ?? classes[0].index) }, `${name}${share === null ? "" : ` · ${Math.round(share * 100)} %`}`)));

@@ -5,9 +5,13 @@ import { say } from "./figures.js";
 import { makeBars } from "./paint.js";
 import { bytes, count, percent } from "./words.js";
 
-/** Multiply-accumulates, bytes of maps and parameters, stage by stage. */
+/**
+ * Multiply-accumulates, bytes of maps and parameters, stage by stage.
+ * @param {LessonContext} context
+ */
 export function cost({ network }) {
   const parts = divide(network.layers);
+  /** @type {Array<[string, "macs" | "bytes_per_image" | "params", (number: number) => string]>} */
   const kinds = [
     ["Work", "macs", (number) => `${count(number)} MACs`],
     ["Maps", "bytes_per_image", bytes],
@@ -18,6 +22,7 @@ export function cost({ network }) {
     ...kinds.flatMap(([words, key, told]) => {
       const sums = parts.map(({ layers }) => layers.reduce((sum, layer) => sum + (layer[key] ?? 0), 0));
       const [most, all] = [Math.max(...sums, 1), sums.reduce((sum, each) => sum + each, 0) || 1];
+      /** @type {Array<[string, number, string]>} */
       const rows = parts.map(({ title }, at) => [title, sums[at] / most, `${told(sums[at])} · ${percent(sums[at] / all)}`]);
       return [say(words), makeBars(rows, words)];
     }),

@@ -24,7 +24,7 @@ document.getElementById("key-form").addEventListener("submit", (event) => {
 });
 document.getElementById("key-cancel").addEventListener("click", () => dialog.close(""));
 document.getElementById("show-help").addEventListener("click", showHelp);
-for (const each of document.querySelectorAll("dialog .close")) each.addEventListener("click", () => each.closest("dialog").close());
+for (const each of document.querySelectorAll("dialog .close")) each.addEventListener("click", () => /** @type {HTMLDialogElement} */ (each.closest("dialog")).close());
 
 /** Which keys do what. */
 export function showHelp() {

@@ -2,34 +2,59 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element; `on` holds listeners, `data` and `aria` their attributes, `class` and the rest go by their names. */
+/**
+ * An element; `on` holds listeners, `data` and `aria` their attributes, `class` and the rest go by their names.
+ * @param {string} tag
+ * @param {Record<string, any>} [properties]
+ * @param {...Child} children
+ */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   return dress(element, properties, children);
 }
 
-/** The same for drawings. */
+/**
+ * The same for drawings.
+ * @param {string} tag
+ * @param {Record<string, any>} [properties]
+ * @param {...Child} children
+ */
 export function makeSvg(tag, properties = {}, ...children) {
   return dress(document.createElementNS(SVG, tag), properties, children);
 }
 
-/** Replace what an element holds. */
+/**
+ * Replace what an element holds.
+ * @param {Element} element
+ * @param {...Child} children
+ */
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined));
+  element.replaceChildren(.../** @type {Array<Node | string>} */ (children.flat(3).filter((child) => child !== null && child !== undefined)));
   return element;
 }
 
-/** A list to choose from; `choices` are [value, words]. */
+/**
+ * A list to choose from; `choices` are [value, words].
+ * @param {string} name
+ * @param {string} words
+ * @param {string[][]} choices
+ * @param {string} value
+ * @param {(value: string) => void} onChoice
+ */
 export function makeChoice(name, words, choices, value, onChoice, hint = "") {
   const select = make(
     "select",
-    { id: `choice-${name}`, name, on: { change: (event) => onChoice(event.target.value) } },
+    { id: `choice-${name}`, name, on: { change: () => onChoice(select.value) } },
     ...choices.map(([each, label]) => make("option", { value: each, selected: each === value }, label)),
   );
   return makeField(select, words, hint);
 }
 
-/** A control with its name above and what it does below. */
+/**
+ * A control with its name above and what it does below.
+ * @param {HTMLElement} control
+ * @param {string} words
+ */
 export function makeField(control, words, hint = "") {
   const field = make("div", { class: "field" }, make("label", { for: control.id }, words), control);
   if (hint) {
@@ -40,6 +65,11 @@ export function makeField(control, words, hint = "") {
   return field;
 }
 
+/**
+ * @param {any} element
+ * @param {Record<string, any>} properties
+ * @param {Child[]} children
+ */
 function dress(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;

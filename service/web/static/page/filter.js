@@ -8,7 +8,10 @@ import { channelValues, summary } from "./maps.js";
 import { fetchPicture } from "./pictures.js";
 import { pair, value } from "./words.js";
 
-/** The filter of the chosen channel, its map, and the place where it fits best. */
+/**
+ * The filter of the chosen channel, its map, and the place where it fits best.
+ * @param {LessonContext} context
+ */
 export async function filter({ network, layer, channel, image, placement }) {
   const convolution = convolutionOf(network, layer);
   if (!convolution) return say("No convolution stands before this layer.");
@@ -39,7 +42,11 @@ export async function filter({ network, layer, channel, image, placement }) {
   ];
 }
 
-/** The layer itself, or the nearest convolution among those it was made from. */
+/**
+ * The layer itself, or the nearest convolution among those it was made from.
+ * @param {Network} network
+ * @param {Layer} layer
+ */
 export function convolutionOf(network, layer) {
   let queue = [layer];
   const seen = new Set();
@@ -53,7 +60,12 @@ export function convolutionOf(network, layer) {
   return null;
 }
 
-/** One filter cut out of the picture of all, which has about as many rows as columns and gaps of a pixel. */
+/**
+ * One filter cut out of the picture of all, which has about as many rows as columns and gaps of a pixel.
+ * @param {Picture} picture
+ * @param {number} channel
+ * @param {number} filters
+ */
 async function tile({ url, width, height }, channel, filters) {
   const columns = Math.min(Math.ceil(Math.sqrt(filters)), filters);
   const rows = Math.ceil(filters / columns);

@@ -13,23 +13,35 @@ const TILES_A_FRAME = 32;
 
 /** The tiles of one layer; `on` is called with {choose: channel, look: {channel, cell} or null}. */
 export class Grid {
+  /**
+   * @param {HTMLElement} element
+   * @param {{ choose: (channel: number) => void, look: (look: Look | null) => void }} on
+   */
   constructor(element, on) {
     this.element = element;
     this.on = on;
+    /** @type {Layer | null} */
     this.layer = null;
+    /** @type {number[]} */
     this.order = [];
-    element.addEventListener("click", (event) => this.#choose(event.target.closest(".tile")));
-    element.addEventListener("keydown", (event) => this.#move(event));
-    element.addEventListener("pointermove", (event) => this.#look(event));
+    element.addEventListener("click", (event) => this.#choose(/** @type {HTMLElement} */ (event.target).closest(".tile")));
+    element.addEventListener("keydown", (event) => this.#move(/** @type {Targeted<KeyboardEvent>} */ (event)));
+    element.addEventListener("pointermove", (event) => this.#look(/** @type {Targeted<PointerEvent>} */ (event)));
     element.addEventListener("pointerleave", () => on.look(null));
   }
 
-  /** Draw a layer; `told` are its statistics, or null until they are known. */
+  /**
+   * Draw a layer; `told` are its statistics, or null until they are known.
+   * @param {View} view
+   * @param {Network} network
+   * @param {Layer} layer
+   */
   async show(view, network, layer) {
     this.layer = layer;
     const count = layer.channels;
     // Where a layer has no channels the service says why it cannot be drawn, whatever the columns.
     const columns = count ? Math.ceil(Math.sqrt(count)) : null;
+    /** @type {Query} */
     const asked = { columns, scale: 1 };
     const picture = await fetchPicture(pictureAddress({ ...view, style: "grid" }, network, asked));
     if (this.layer !== layer) return null;
@@ -40,7 +52,10 @@ export class Grid {
     return picture;
   }
 
-  /** Lay the tiles out: `sort` is index, mean or size; `side` the wanted width of a tile in pixels. */
+  /**
+   * Lay the tiles out: `sort` is index, mean or size; `side` the wanted width of a tile in pixels.
+   * @param {{ sort: string, side: number, told: Statistics | null, chosen: number | null, labels: string[] | null }} order
+   */
   async arrange({ sort, side, told, chosen, labels }) {
     const { layer } = this;
     const turn = (this.turn = Symbol("turn"));
@@ -65,18 +80,25 @@ export class Grid {
     }
   }
 
-  /** Show which channel is chosen. */
+  /**
+   * Show which channel is chosen.
+   * @param {number | null} chosen
+   */
   mark(chosen) {
     for (const tile of this.element.querySelectorAll('[aria-selected="true"], [tabindex="0"]')) {
       tile.setAttribute("aria-selected", "false");
       tile.tabIndex = -1;
     }
-    const tile = this.element.querySelector(`[data-channel="${chosen}"]`) ?? this.element.firstElementChild;
+    const tile = this.element.querySelector(`[data-channel="${chosen}"]`) ?? /** @type {HTMLElement | null} */ (this.element.firstElementChild);
     if (!tile) return;
     if (Number(tile.dataset.channel) === chosen) tile.setAttribute("aria-selected", "true");
     tile.tabIndex = 0;
   }
 
+  /**
+   * @param {number} channel
+   * @param {{ means: Array<number | null> | null, dead: Set<number>, current: number, chosen: number | null, labels: string[] | null }} looks
+   */
   #tile(channel, { means, dead, current, chosen, labels }) {
     const [x, y] = [channel % this.columns, Math.floor(channel / this.columns)];
     const left = x * (this.cells[1] + 1) * this.zoom[1];
@@ -99,10 +121,12 @@ export class Grid {
     );
   }
 
+  /** @param {HTMLElement | null} tile */
   #choose(tile) {
     if (tile) this.on.choose(Number(tile.dataset.channel));
   }
 
+  /** @param {Targeted<PointerEvent>} event */
   #look(event) {
     const tile = event.target.closest(".tile");
     if (!tile) return this.on.look(null);
@@ -112,8 +136,9 @@ export class Grid {
     return this.on.look({ channel: Number(tile.dataset.channel), cell });
   }
 
+  /** @param {Targeted<KeyboardEvent>} event */
   #move(event) {
-    const tiles = [...this.element.children];
+    const tiles = /** @type {HTMLElement[]} */ ([...this.element.children]);
     const at = tiles.indexOf(event.target.closest(".tile"));
     if (at < 0) return;
     const across = tiles.filter((tile) => tile.offsetTop === tiles[0].offsetTop).length;
@@ -129,7 +154,11 @@ export class Grid {
   }
 }
 
-/** Whole pixels a cell, or a whole part of one, so that tiles stay crisp; a vector's bar is 64 high. */
+/**
+ * Whole pixels a cell, or a whole part of one, so that tiles stay crisp; a vector's bar is 64 high.
+ * @param {Point} given
+ * @param {number} side
+ */
 function zoomOf([rows, columns], side) {
   if (rows === BAR[0] && columns === BAR[1]) return [1, Math.max(Math.round(side / 4), 1)];
   const longest = Math.max(rows, columns);

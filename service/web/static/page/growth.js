@@ -2,14 +2,17 @@
 
 import { make } from "./elements.js";
 import { makeFigure, makeMap, makePatch, reachOf, say } from "./figures.js";
-import { fieldBox, seenBox } from "./geometry.js";
+import { cellsOf, fieldBox, seenBox } from "./geometry.js";
 import { channelValues, ranked, statistics, summary } from "./maps.js";
 import { change } from "./view.js";
 import { field, percent, plural } from "./words.js";
 
 const CHANNELS = 3;
 
-/** For each stage the channels that react most, and the patch that makes them react most. */
+/**
+ * For each stage the channels that react most, and the patch that makes them react most.
+ * @param {LessonContext} context
+ */
 export async function growth({ network, image, placement, alive }) {
   const stages = network.stages.map((name) => network.byName.get(name)).filter((layer) => layer?.layout && layer.layout !== "NC");
   if (!stages.length) return say("This network has no stages through which everything flows.");
@@ -24,6 +27,10 @@ export async function growth({ network, image, placement, alive }) {
   ];
 }
 
+/**
+ * @param {Layer} layer
+ * @param {{ network: Network, image: string, placement: Placement | null }} given
+ */
 async function makeStage(layer, { network, image, placement }) {
   const told = await statistics(image, network, layer.name);
   const strongest = ranked(told.channel_means).slice(0, CHANNELS);
@@ -32,6 +39,11 @@ async function makeStage(layer, { network, image, placement }) {
   return make("li", {}, make("p", {}, make("strong", {}, `Stage ${layer.stage} `), link), make("p", { class: "facts" }, `${plural(layer.channels, "channel")}, each cell ${field(layer)}${share(layer, placement)}`), make("div", { class: "figures" }, await Promise.all(figures)));
 }
 
+/**
+ * @param {Layer} layer
+ * @param {number} channel
+ * @param {{ network: Network, image: string, placement: Placement | null }} given
+ */
 async function makeChannel(layer, channel, { network, image, placement }) {
   const map = await channelValues(image, network, layer, channel);
   const { largest } = summary(map.values);
@@ -42,8 +54,13 @@ async function makeChannel(layer, channel, { network, image, placement }) {
   return makeFigure(make("div", { class: "couple" }, drawn, patch), `Channel ${channel}`);
 }
 
+/**
+ * @param {Layer} layer
+ * @param {Placement | null} placement
+ */
 function share(layer, placement) {
-  const box = placement && fieldBox(layer, [Math.floor(layer.shape.at(2) / 2), Math.floor(layer.shape.at(3) / 2)], placement);
+  const middle = cellsOf(layer).map((cells) => Math.floor(cells / 2));
+  const box = placement && fieldBox(layer, middle, placement);
   if (!box) return "";
   const seen = seenBox(placement);
   return `, ${percent((box.width * box.height) / (seen.width * seen.height))} of the view from its middle`;

@@ -18,22 +18,33 @@ const told = document.getElementById("channel-told");
 const facts = document.getElementById("channel-facts");
 const over = document.getElementById("over");
 const photo = new Photo(document.getElementById("photo"), point);
+/** @type {Layer | null} */
 let shown = null;
+/** @type {ChannelMap | null} */
 let values = null;
 // The cell of the map that is looked at: kept while values come, and from channel to channel of one layer.
+/** @type {Point | null} */
 let cursor = null;
 
 over.addEventListener("change", () => change({ over: over.checked }));
 map.addEventListener("pointermove", (event) => lookAt(cellUnder(event)));
 map.addEventListener("pointerleave", () => lookAt(null));
 map.addEventListener("keydown", step);
+/** What `inspect` and `draw` show; anything that comes later for another token is dropped.
+ * @type {object | null} */
+inspect.now = null;
+/** @type {object | null} */
+draw.now = null;
 onScene(() => {
   if (scene.photo) photo.show(scene.photo, placementNow());
   draw();
 });
 onChange(["layer", "over", ...LOOKS.filter((name) => name !== "style")], draw);
 
-/** Show the field of a cell on the photograph and say its value; `look` is {channel, cell} or null. */
+/**
+ * Show the field of a cell on the photograph and say its value; `look` is {channel, cell} or null.
+ * @param {Look | null} look
+ */
 export async function inspect(look) {
   const layer = layerNow();
   if (!look || !layer || !cellsOf(layer)) return lookAt(null);
@@ -76,6 +87,10 @@ async function draw() {
   }
 }
 
+/**
+ * @param {Layer} layer
+ * @param {object} drawn
+ */
 async function show(layer, drawn) {
   const [rows, columns] = [values.rows, values.columns];
   const numbers = summary(values.values);
@@ -107,7 +122,10 @@ export async function paletteNow(channel = view.channel ?? 0) {
   return palette;
 }
 
-/** A cell [y, x] of the large map, or null; its value is said as soon as it is there. */
+/**
+ * A cell [y, x] of the large map, or null; its value is said as soon as it is there.
+ * @param {Point | null} cell
+ */
 function lookAt(cell) {
   const layer = layerNow();
   inspect.now = null;
@@ -127,7 +145,10 @@ function lookAgain() {
   return cursor ? lookAt(cursor) : say("");
 }
 
-/** Where the photograph is pointed at: which cells look there. */
+/**
+ * Where the photograph is pointed at: which cells look there.
+ * @param {Point | null} at
+ */
 function point(at) {
   const layer = layerNow();
   const spans = at && layer && placementNow() && cellsAt(layer, at, placementNow());
@@ -144,6 +165,7 @@ function point(at) {
   return say(`${number} ${number === 1 ? "cell looks" : "cells look"} here: rows ${rows}, columns ${columns}${middle}`);
 }
 
+/** @param {Spans | null} spans */
 function mark(spans) {
   const pointer = map.querySelector(".pointer");
   if (!pointer || !values || view.over) return pointer?.setAttribute("hidden", "");
@@ -157,6 +179,7 @@ function mark(spans) {
   return undefined;
 }
 
+/** @param {PointerEvent} event */
 function cellUnder(event) {
   const image = map.querySelector("img");
   if (!image || !values) return null;
@@ -167,6 +190,7 @@ function cellUnder(event) {
   return [Math.floor(part[0] * values.rows), Math.floor(part[1] * values.columns)];
 }
 
+/** @param {KeyboardEvent} event */
 function step(event) {
   const by = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   const sides = layerNow() && cellsOf(layerNow());
@@ -176,10 +200,12 @@ function step(event) {
   lookAt(from.map((at, axis) => Math.min(Math.max(at + by[axis], 0), sides[axis] - 1)));
 }
 
+/** @param {Point} given */
 function where([y, x]) {
   return `cell (${y}, ${x})`;
 }
 
+/** @param {string} text */
 function say(text) {
   told.textContent = text || "Point at the map, or focus it and use the arrow keys.";
 }

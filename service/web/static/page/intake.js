@@ -26,7 +26,10 @@ addEventListener("paste", (event) => {
 });
 for (const kind of ["dragenter", "dragleave", "dragover", "drop"]) addEventListener(kind, drag);
 
-/** Send a photograph, which may still be under way, and look at it. */
+/**
+ * Send a photograph, which may still be under way, and look at it.
+ * @param {Blob | Promise<Blob>} coming
+ */
 export async function take(coming) {
   try {
     show(await send(await coming));
@@ -40,6 +43,7 @@ export async function sendSample() {
   return send(await drawSample());
 }
 
+/** @param {Blob} blob */
 async function send(blob) {
   const most = scene.limits.max_body_bytes;
   if (most && blob.size > most) {
@@ -50,6 +54,7 @@ async function send(blob) {
   return { id, width, height };
 }
 
+/** @param {any} event */
 function drag(event) {
   if (![...event.dataTransfer.types].includes("Files")) return;
   event.preventDefault();
@@ -83,7 +88,7 @@ async function openCamera() {
 }
 
 function closeCamera() {
-  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+  for (const track of /** @type {MediaStream | null} */ (video.srcObject)?.getTracks() ?? []) track.stop();
   video.srcObject = null;
 }
 

@@ -24,6 +24,8 @@ const scale = document.getElementById("layer-scale");
 const says = document.getElementById("says");
 const grid = new Grid(tiles, { choose: (channel) => change({ channel }), look: inspect });
 
+/** @type {object | null} What is drawn; an answer for an earlier one is dropped. */
+draw.now = null;
 onScene(() => {
   draw();
   speak();
@@ -49,6 +51,10 @@ async function draw() {
   describe(layer, drawn).catch(complain);
 }
 
+/**
+ * @param {Layer} layer
+ * @param {object} drawn
+ */
 async function drawTiles(layer, drawn) {
   const picture = await grid.show(view, scene.network, layer);
   if (!picture || draw.now !== drawn) return;
@@ -58,6 +64,11 @@ async function drawTiles(layer, drawn) {
   await arrange();
 }
 
+/**
+ * @param {Layer} layer
+ * @param {string} style
+ * @param {object} drawn
+ */
 async function drawPicture(layer, style, drawn) {
   if (style === "cam" && view.target === null) return;
   const picture = await fetchPicture(pictureAddress({ ...view, style }, scene.network));
@@ -68,6 +79,7 @@ async function drawPicture(layer, style, drawn) {
   showScale(picture);
 }
 
+/** @param {Picture} picture */
 function showScale({ scale: told, palette }) {
   fill(
     scale,
@@ -79,12 +91,16 @@ function showScale({ scale: told, palette }) {
 async function arrange() {
   const layer = layerNow();
   if (!grid.picture || grid.layer !== layer || tiles.hidden) return;
-  const told = await statistics(view.image, scene.network, layer.name).catch(() => null);
+  const told = await statistics(view.image, scene.network, layer.name).catch(/** @returns {null} */ () => null);
   if (grid.layer !== layer) return;
   const labels = layer.layout === "NC" && layer.channels === scene.network.labels.length ? scene.network.labels : null;
   await grid.arrange({ sort: view.sort, side: view.tile, told, chosen: view.channel, labels });
 }
 
+/**
+ * @param {Layer} layer
+ * @param {object} drawn
+ */
 async function describe(layer, drawn) {
   const told = await statistics(view.image, scene.network, layer.name);
   if (draw.now !== drawn) return;
@@ -97,6 +113,7 @@ async function describe(layer, drawn) {
   if (view.channel === null && told.channel_means) change({ channel: ranked(told.channel_means)[0] }, { quiet: true });
 }
 
+/** @param {Layer} layer */
 function tell(layer) {
   title.textContent = layer.name;
   const { status } = layer.receptive_field;
@@ -109,18 +126,23 @@ function tell(layer) {
   fill(links, makeLinks("made from ", layer.reads.filter((name) => byName.has(name))), makeLinks("read by ", readers));
 }
 
+/**
+ * @param {string} words
+ * @param {string[]} names
+ */
 function makeLinks(words, names) {
   if (!names.length) return null;
   const buttons = names.map((name) => make("button", { type: "button", class: "link", on: { click: () => change({ layer: name, channel: null }) } }, name));
   return make("span", {}, words, buttons.flatMap((button, at) => (at ? [", ", button] : [button])));
 }
 
+/** @param {any} error */
 function refuse(error) {
   if (!error.told) return complain(error);
   tiles.hidden = true;
   fill(scale);
   const { byName } = scene.network;
-  const instead = (error.told.suggestions ?? []).filter((name) => byName.has(name));
+  const instead = /** @type {string[]} */ (error.told.suggestions ?? []).filter((name) => byName.has(name));
   return fill(
     place,
     make("div", { class: "refusal" },

@@ -11,6 +11,7 @@ import { layerNow, onScene, placementNow, scene } from "./scene.js";
 import { shift } from "./shift.js";
 import { change, onChange, view } from "./view.js";
 
+/** @type {Record<string, [string, (context: LessonContext) => Child | Promise<Child>]>} */
 const LESSONS = {
   filter: ["What a filter looks for", filter],
   activation: ["What the activation cuts away", activation],
@@ -24,6 +25,8 @@ const OF_NETWORK = new Set(["growth", "cost"]);
 const choices = document.getElementById("lessons");
 const place = document.getElementById("lesson");
 
+/** @type {object | null} What is drawn; a lesson that was opened earlier is dropped. */
+draw.now = null;
 fill(
   choices,
   Object.entries(LESSONS).map(([key, [words]]) =>
@@ -33,8 +36,9 @@ fill(
 onScene(() => draw(["image"]));
 onChange(["lesson", "layer", "channel"], draw);
 
+/** @param {string[]} changed */
 async function draw(changed) {
-  for (const button of choices.children) button.setAttribute("aria-expanded", String(button.dataset.lesson === view.lesson));
+  for (const button of choices.querySelectorAll("button")) button.setAttribute("aria-expanded", String(button.dataset.lesson === view.lesson));
   place.hidden = !view.lesson;
   if (!LESSONS[view.lesson]) return fill(place);
   const layer = layerNow();

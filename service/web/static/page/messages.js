@@ -4,7 +4,11 @@ import { make } from "./elements.js";
 
 const shown = new Map();
 
-/** Say something once; `lasts` in seconds, 0 until it is put away. */
+/**
+ * Say something once; `lasts` in seconds, 0 until it is put away.
+ * @param {string} text
+ * @param {{ kind?: string, lasts?: any }} [given]
+ */
 export function say(text, { kind = "note", lasts = 6 } = {}) {
   const place = document.getElementById("messages");
   hush(text);
@@ -18,15 +22,22 @@ export function say(text, { kind = "note", lasts = 6 } = {}) {
   shown.set(text, { line, timer: lasts ? setTimeout(() => hush(text), lasts * 1000) : 0 });
 }
 
-/** Say why something was refused. */
+/**
+ * Say why something was refused.
+ * @param {any} error
+ */
 export function complain(error) {
   if (error.name === "AbortError") return;
   if (error.status === undefined) console.error(error);
   say(sentence(error), { kind: "problem", lasts: 0 });
 }
 
-/** A refusal as a sentence with what one can do about it. */
+/**
+ * A refusal as a sentence with what one can do about it.
+ * @param {any} error
+ */
 export function sentence(error) {
+  /** @type {Record<string, string>} */
   const advice = {
     "image-too-large": " Make it smaller and try again.",
     "body-too-large": " Make it smaller and try again.",
@@ -38,6 +49,7 @@ export function sentence(error) {
   return `${/[.!?]$/.test(text) ? text : `${text}.`}${advice[error.code] ?? ""}`;
 }
 
+/** @param {string} text */
 function hush(text) {
   const old = shown.get(text);
   if (!old) return;

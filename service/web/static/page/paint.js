@@ -6,7 +6,14 @@ import { value } from "./words.js";
 const LEVELS = 255;
 const BINS = 48;
 
-/** A canvas of one pixel a cell; `palette` holds 256 colours, the last one for what is no number. */
+/**
+ * A canvas of one pixel a cell; `palette` holds 256 colours, the last one for what is no number.
+ * @param {ChannelMap} map
+ * @param {number} low
+ * @param {number} high
+ * @param {Uint8Array | null} palette
+ * @param {string} name
+ */
 export function paint({ rows, columns, values }, low, high, palette, name) {
   const canvas = make("canvas", { class: "map", role: "img", "aria-label": name });
   Object.assign(canvas, { width: columns, height: rows });
@@ -21,7 +28,12 @@ export function paint({ rows, columns, values }, low, high, palette, name) {
   return canvas;
 }
 
-/** The colours from the scale's start to its end, with the numbers that they stand for. */
+/**
+ * The colours from the scale's start to its end, with the numbers that they stand for.
+ * @param {Uint8Array} palette
+ * @param {number | string} low
+ * @param {number | string} high
+ */
 export function makeLegend(palette, low, high) {
   const canvas = make("canvas", { class: "ramp", "aria-hidden": "true" });
   Object.assign(canvas, { width: LEVELS, height: 1 });
@@ -34,7 +46,11 @@ export function makeLegend(palette, low, high) {
   return make("div", { class: "legend" }, make("span", {}, said[0]), canvas, make("span", {}, said[1]));
 }
 
-/** How often each value occurs, with the zeros apart where they would hide all others. */
+/**
+ * How often each value occurs, with the zeros apart where they would hide all others.
+ * @param {Float32Array} values
+ * @param {Summary} summary
+ */
 export function makeHistogram(values, { low, high, zeros }) {
   const bins = new Array(BINS).fill(0);
   const apart = zeros > 0.05;
@@ -55,7 +71,11 @@ export function makeHistogram(values, { low, high, zeros }) {
   );
 }
 
-/** Horizontal bars: [[name, share of the largest, words]]. */
+/**
+ * Horizontal bars: [[name, share of the largest, words]].
+ * @param {Array<[string, number, string]>} rows
+ * @param {string} name
+ */
 export function makeBars(rows, name) {
   return make(
     "table",

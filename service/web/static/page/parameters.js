@@ -1,6 +1,9 @@
 // Written by `make openapi` from service/parameters.py: nothing is changed here.
 
-/** Parameters of a picture as JSON Schema; `x-styles` are the styles that one changes. */
+/**
+ * Parameters of a picture as JSON Schema; `x-styles` are the styles that one changes.
+ * @type {Record<string, Declared>}
+ */
 export const DRAWING = {
   "style": {
     "default": "grid",

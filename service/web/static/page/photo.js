@@ -7,17 +7,25 @@ import { showPicture } from "./pictures.js";
 
 /** The photograph in an element; `onPoint` is called with [y, x] in its pixels, or null. */
 export class Photo {
+  /**
+   * @param {HTMLElement} element
+   * @param {(at: Point | null) => void} [onPoint]
+   */
   constructor(element, onPoint = () => {}) {
     this.image = make("img", { alt: "The photograph", class: "photograph" });
     this.marks = makeSvg("svg", { class: "marks", "aria-hidden": "true", preserveAspectRatio: "none" });
     this.photo = null;
     fill(element, make("div", { class: "framed" }, this.image, this.marks));
-    const frame = element.firstElementChild;
+    const frame = /** @type {HTMLElement} */ (element.firstElementChild);
     frame.addEventListener("pointermove", (event) => onPoint(this.#at(event)));
     frame.addEventListener("pointerleave", () => onPoint(null));
   }
 
-  /** Show a photograph and which part of it the network sees. */
+  /**
+   * Show a photograph and which part of it the network sees.
+   * @param {KeptImage} photo
+   * @param {Placement | null} placement
+   */
   show(photo, placement) {
     this.photo = photo;
     this.placement = placement;
@@ -32,7 +40,11 @@ export class Photo {
     this.field(null);
   }
 
-  /** Draw the field of a cell [y, x] of a layer, or of none. */
+  /**
+   * Draw the field of a cell [y, x] of a layer, or of none.
+   * @param {Layer | null} layer
+   * @param {Point} [cell]
+   */
   field(layer, cell) {
     this.marks.replaceChildren();
     if (!this.placement) return null;
@@ -51,6 +63,7 @@ export class Photo {
     return box;
   }
 
+  /** @param {PointerEvent} event */
   #at(event) {
     if (!this.photo?.width) return null;
     const box = this.image.getBoundingClientRect();

@@ -3,20 +3,28 @@
 import { ask, askBytes, hasKey } from "./service.js";
 import { sentence } from "./messages.js";
 
+/** @typedef {HTMLImageElement & { onProblem?: (sentence: string, error?: any) => void }} PictureElement */
+
 const MOST_KEPT = 24;
+/** @type {Map<string, Promise<Picture>>} */
 const kept = new Map();
 const near = new IntersectionObserver(
   (entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       near.unobserve(target);
-      fetchInto(target);
+      fetchInto(/** @type {PictureElement} */ (target));
     }
   },
   { rootMargin: "300px" },
 );
 
-/** Show the picture of an address in an `<img>` as soon as it comes near the window. */
+/**
+ * Show the picture of an address in an `<img>` as soon as it comes near the window.
+ * @param {PictureElement} image
+ * @param {string} address
+ * @param {{ onProblem?: (sentence: string, error?: any) => void }} [given]
+ */
 export function showPicture(image, address, { onProblem = () => {} } = {}) {
   if (image.dataset.address === address) return;
   image.dataset.address = address;
@@ -32,7 +40,10 @@ export function showPicture(image, address, { onProblem = () => {} } = {}) {
   image.src = address;
 }
 
-/** A picture's bytes: {url, scale, palette}; the scale and the colours stand in the PNG itself. */
+/**
+ * A picture's bytes: {url, scale, palette}; the scale and the colours stand in the PNG itself.
+ * @param {string} address
+ */
 export function fetchPicture(address) {
   if (!kept.has(address)) {
     const coming = askBytes(address).then((buffer) => ({
@@ -46,6 +57,7 @@ export function fetchPicture(address) {
   return kept.get(address);
 }
 
+/** @param {PictureElement} image */
 async function fetchInto(image) {
   const { address } = image.dataset;
   try {
@@ -67,9 +79,13 @@ function drop() {
   coming.then(({ url }) => URL.revokeObjectURL(url)).catch(() => {});
 }
 
-/** PLTE and the text `featuremaps` of a PNG: https://www.w3.org/TR/png-3/#11PLTE */
+/**
+ * PLTE and the text `featuremaps` of a PNG: https://www.w3.org/TR/png-3/#11PLTE
+ * @param {ArrayBuffer} buffer
+ */
 function readPng(buffer) {
   const view = new DataView(buffer);
+  /** @type {Omit<Picture, "url">} */
   const found = { scale: {}, palette: null, width: view.getUint32(16), height: view.getUint32(20) };
   for (let at = 8; at + 8 < buffer.byteLength; ) {
     const length = view.getUint32(at);

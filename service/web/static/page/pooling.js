@@ -5,7 +5,10 @@ import { makeFigure, makeMap, makeRow, makeSignedMap, reachOf, say } from "./fig
 import { channelValues } from "./maps.js";
 import { percent, value } from "./words.js";
 
-/** The network's own pooling where the layer is one; else this very map, pooled here by 2 × 2. */
+/**
+ * The network's own pooling where the layer is one; else this very map, pooled here by 2 × 2.
+ * @param {LessonContext} context
+ */
 export async function pooling({ network, layer, channel, image, alive }) {
   if (!layer.layout || layer.layout === "NC") return say("A vector has nothing left to pool: choose a layer with space.");
   const own = ownPooling(network, layer);
@@ -14,6 +17,7 @@ export async function pooling({ network, layer, channel, image, alive }) {
   if (then.rows * then.columns < 4) return say("This map is too small to be pooled: choose an earlier layer.");
   const about = { network, layer: source, channel };
   const place = make("div", {});
+  /** @param {string} how */
   const show = async (how) => {
     const now = own ? await channelValues(image, network, layer, channel) : pool(then, how);
     const parts = await compare(then, now, about, own ? layer.op : `${how === "max" ? "largest" : "mean"} of 2 × 2`);
@@ -30,6 +34,12 @@ export async function pooling({ network, layer, channel, image, alive }) {
   ];
 }
 
+/**
+ * @param {ChannelMap} then
+ * @param {ChannelMap} now
+ * @param {ChannelOf} about
+ * @param {string} how
+ */
 async function compare(then, now, about, how) {
   const wide = enlarge(now, then);
   const lost = { ...then, values: then.values.map((x, at) => x - wide.values[at]) };
@@ -48,14 +58,19 @@ async function compare(then, now, about, how) {
   ];
 }
 
+/**
+ * @param {Network} network
+ * @param {Layer} layer
+ */
 function ownPooling(network, layer) {
   const before = network.byName.get(layer.reads[0]);
   return /Pool/.test(layer.op) && before?.layout === layer.layout && before.channels === layer.channels ? { before } : null;
 }
 
+/** @param {(how: string) => void} show */
 function makeSwitch(show) {
   const buttons = [["max", "Largest of four"], ["mean", "Mean of four"]].map(([how, words]) =>
-    make("button", { type: "button", "aria-pressed": String(how === "max"), on: { click: (event) => {
+    make("button", { type: "button", "aria-pressed": String(how === "max"), on: { click: (/** @type {Event} */ event) => {
       for (const each of buttons) each.setAttribute("aria-pressed", String(each === event.target));
       show(how);
     } } }, words),
@@ -63,8 +78,12 @@ function makeSwitch(show) {
   return make("p", { class: "switch" }, buttons);
 }
 
+/**
+ * @param {ChannelMap} map
+ * @param {string} how
+ */
 function pool({ rows, columns, values }, how) {
-  const small = { rows: Math.ceil(rows / 2), columns: Math.ceil(columns / 2), values: [] };
+  const small = { rows: Math.ceil(rows / 2), columns: Math.ceil(columns / 2), values: /** @type {number[]} */ ([]) };
   for (let y = 0; y < small.rows; y += 1) {
     for (let x = 0; x < small.columns; x += 1) {
       const four = [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -73,10 +92,14 @@ function pool({ rows, columns, values }, how) {
       small.values.push(how === "max" ? Math.max(...four) : four.reduce((sum, each) => sum + each, 0) / four.length);
     }
   }
-  return small;
+  return { ...small, values: Float32Array.from(small.values) };
 }
 
-/** Each pooled cell drawn as large as the cells that it stands for. */
+/**
+ * Each pooled cell drawn as large as the cells that it stands for.
+ * @param {ChannelMap} small
+ * @param {ChannelMap} map
+ */
 function enlarge(small, { rows, columns }) {
   const values = new Float32Array(rows * columns);
   for (let at = 0; at < values.length; at += 1) {

@@ -13,6 +13,7 @@ export function drawSample() {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
+/** @param {CanvasRenderingContext2D} ink */
 function drawSky(ink) {
   const sky = ink.createLinearGradient(0, 0, 0, 230);
   sky.addColorStop(0, "#7fa9d0");
@@ -27,6 +28,7 @@ function drawSky(ink) {
   }
 }
 
+/** @param {CanvasRenderingContext2D} ink */
 function drawSea(ink) {
   const sea = ink.createLinearGradient(0, 225, 0, HEIGHT);
   sea.addColorStop(0, "#3f6f8f");
@@ -45,6 +47,7 @@ function drawSea(ink) {
   }
 }
 
+/** @param {CanvasRenderingContext2D} ink */
 function drawShip(ink) {
   shape(ink, "#8e2f2a", [[78, 262], [440, 262], [404, 312], [118, 312]]);
   shape(ink, "#2a2d33", [[64, 226], [458, 226], [440, 264], [78, 264]]);
@@ -61,16 +64,21 @@ function drawShip(ink) {
   ink.lineWidth = 3;
   for (const [from, to] of [[[410, 226], [410, 120]], [[92, 226], [92, 140]], [[410, 124], [306, 100]], [[92, 144], [200, 94]]]) {
     ink.beginPath();
-    ink.moveTo(...from);
-    ink.lineTo(...to);
+    ink.moveTo(from[0], from[1]);
+    ink.lineTo(to[0], to[1]);
     ink.stroke();
     ink.lineWidth = 2;
   }
 }
 
+/**
+ * @param {CanvasRenderingContext2D} ink
+ * @param {string} colour
+ * @param {Point[]} points
+ */
 function shape(ink, colour, points) {
   ink.fillStyle = colour;
   ink.beginPath();
-  for (const point of points) ink.lineTo(...point);
+  for (const [x, y] of points) ink.lineTo(x, y);
   ink.fill();
 }

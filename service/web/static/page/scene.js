@@ -7,14 +7,22 @@ import { photographAddress } from "./addresses.js";
 import { change, onChange, view } from "./view.js";
 
 /** As loaded; null until it is. `networks` is the list of all models. */
+/** @type {Scene} */
 export const scene = { networks: [], network: null, photo: null, limits: {} };
+/** @type {Array<() => void>} */
 const listeners = [];
+/** @type {Map<string, Promise<Network>>} */
 const known = new Map();
+/** @type {Map<string, KeptImage | Promise<KeptImage>>} */
 const photos = new Map();
 // How far down the last layer lay, 0 to 1: in another network one of the same depth is looked at.
+/** @type {number | null} */
 let depth = null;
 
-/** Call `listener` whenever network or photograph have changed and are there. */
+/**
+ * Call `listener` whenever network or photograph have changed and are there.
+ * @param {() => void} listener
+ */
 export function onScene(listener) {
   listeners.push(listener);
 }
@@ -29,18 +37,28 @@ export function placementNow() {
   return placementOf(scene.network, scene.photo);
 }
 
-/** The same for any network and photograph. */
+/**
+ * The same for any network and photograph.
+ * @param {Network | null} network
+ * @param {KeptImage | null} photo
+ */
 export function placementOf(network, photo) {
   return network?.preprocessing && photo?.width ? place(photo, network.preprocessing) : null;
 }
 
-/** Remember a photograph's size, and look at it. */
+/**
+ * Remember a photograph's size, and look at it.
+ * @param {KeptImage} photo
+ */
 export function show(photo) {
   photos.set(photo.id, photo);
   change({ image: photo.id });
 }
 
-/** A model with its layers; asked for once. */
+/**
+ * A model with its layers; asked for once.
+ * @param {string} name
+ */
 export function findNetwork(name) {
   if (!known.has(name)) {
     const coming = load(name);
@@ -50,15 +68,23 @@ export function findNetwork(name) {
   return known.get(name);
 }
 
-/** The size of a kept photograph: from when it was sent, else as the browser reads it. */
-export function findPhoto(id) {
+/**
+ * The size of a kept photograph: from when it was sent, else as the browser reads it.
+ * @param {string} id
+ */
+export async function findPhoto(id) {
   if (!photos.has(id)) photos.set(id, measure(id));
   return photos.get(id);
 }
 
-/** Begin: the models, the photograph of the address or else the sample. */
+/**
+ * Begin: the models, the photograph of the address or else the sample.
+ * @param {() => Promise<KeptImage>} makeSample
+ */
 export async function open(makeSample) {
-  const [{ models }, { settings }] = await Promise.all([askJson("v1/models"), askJson("v1/version")]);
+  const [{ models }, { settings }] = /** @type {[ModelList, VersionAnswer]} */ (
+    await Promise.all([askJson("v1/models"), askJson("v1/version")])
+  );
   Object.assign(scene, { networks: models, limits: settings });
   const usable = models.filter(({ state }) => state !== "failed");
   if (!usable.length) throw new Error("There is no model here that loads: start the service with --models PATH.");
@@ -69,11 +95,17 @@ export async function open(makeSample) {
   await settle();
 }
 
-/** The photograph of the address, where it names one that is still kept. */
+/**
+ * The photograph of the address, where it names one that is still kept.
+ * @param {() => Promise<KeptImage>} makeSample
+ */
 async function firstPhoto(makeSample) {
-  const named = /^[0-9a-f]{64}$/.test(view.image) ? await findPhoto(view.image).catch(() => null) : null;
+  const named = /^[0-9a-f]{64}$/.test(view.image) ? await findPhoto(view.image).catch(/** @returns {null} */ () => null) : null;
   return named ?? makeSample();
 }
+
+/** @type {object | null} The latest turn; what an earlier one loads is dropped. */
+settle.turn = null;
 
 async function settle() {
   const turn = (settle.turn = {});
@@ -91,9 +123,15 @@ async function settle() {
   }
 }
 
+/**
+ * @param {string} name
+ * @returns {Promise<Network>}
+ */
 async function load(name) {
   const path = `v1/models/${encodeURIComponent(name)}`;
-  const [told, listed] = await Promise.all([askJson(path), askJson(`${path}/layers`)]);
+  const [told, listed] = /** @type {[ModelDescription, LayerList]} */ (
+    await Promise.all([askJson(path), askJson(`${path}/layers`)])
+  );
   return {
     name,
     version: listed.version,
@@ -111,20 +149,30 @@ async function load(name) {
   };
 }
 
-/** The layer of the same name, else at the same depth, else the first stage. */
+/**
+ * The layer of the same name, else at the same depth, else the first stage.
+ * @param {Network} network
+ * @param {string} name
+ */
 function likeness(network, name) {
   if (network.byName.has(name)) return name;
   const stages = network.stages.filter((stage) => network.byName.has(stage));
   if (!stages.length) return network.layers[0]?.name ?? "";
   if (depth === null) return stages[0];
+  /** @param {string} stage */
   const far = (stage) => Math.abs(depthOf(network, stage) - depth);
   return stages.reduce((best, stage) => (far(stage) < far(best) ? stage : best));
 }
 
+/**
+ * @param {Network} network
+ * @param {string} name
+ */
 function depthOf(network, name) {
   return network.byName.get(name).index / network.layers.length;
 }
 
+/** @param {string} id */
 async function measure(id) {
   try {
     const bitmap = await createImageBitmap(await (await ask(photographAddress(id))).blob());

@@ -7,11 +7,17 @@ const LONGEST_WAIT_S = 20;
 const AGAIN_S = 0.5;
 // In memory only: it is gone with the page.
 let key = "";
+/** @type {((detail: string, wasGiven: boolean) => Promise<string>) | null} */
 let askForKey = null;
+/** @type {Promise<string> | null} */
 let asking = null;
 
 /** A refusal: the service's problem document. */
 export class Problem extends Error {
+  /**
+   * @param {number} status
+   * @param {Record<string, any>} told
+   */
   constructor(status, told) {
     super(told.detail || told.title || `the service answered ${status}`);
     this.status = status;
@@ -20,7 +26,10 @@ export class Problem extends Error {
   }
 }
 
-/** Whoever shows the question for a key; it returns a promise of the key, or of "" where none is given. */
+/**
+ * Whoever shows the question for a key; it returns a promise of the key, or of "" where none is given.
+ * @param {(detail: string, wasGiven: boolean) => Promise<string>} question
+ */
 export function onKeyNeeded(question) {
   askForKey = question;
 }
@@ -30,7 +39,11 @@ export function hasKey() {
   return key !== "";
 }
 
-/** An answer of the service; `path` is relative to the page. */
+/**
+ * An answer of the service; `path` is relative to the page.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
 export async function ask(path, options = {}) {
   for (let tries = 1; ; tries += 1) {
     const headers = key ? { ...options.headers, Authorization: `Bearer ${key}` } : options.headers;
@@ -46,17 +59,29 @@ export async function ask(path, options = {}) {
   }
 }
 
-/** An answer's JSON. */
+/**
+ * An answer's JSON.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
 export async function askJson(path, options) {
   return (await ask(path, options)).json();
 }
 
-/** An answer's bytes. */
+/**
+ * An answer's bytes.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
 export async function askBytes(path, options) {
   return (await ask(path, options)).arrayBuffer();
 }
 
-/** A connection that breaks is tried once more: everything that the page asks may be asked twice. */
+/**
+ * A connection that breaks is tried once more: everything that the page asks may be asked twice.
+ * @param {string} path
+ * @param {RequestInit} options
+ */
 async function reach(path, options, last = false) {
   try {
     return await fetch(path, options);
@@ -70,6 +95,7 @@ async function reach(path, options, last = false) {
   }
 }
 
+/** @param {Response} answer */
 async function problemOf(answer) {
   const text = await answer.text();
   try {
@@ -79,7 +105,11 @@ async function problemOf(answer) {
   }
 }
 
-/** One question at a time, however many answers wait for the key. */
+/**
+ * One question at a time, however many answers wait for the key.
+ * @param {string} used
+ * @param {Problem} problem
+ */
 async function getKey(used, problem) {
   if (used !== key) return true;
   if (!askForKey) return false;
@@ -90,6 +120,10 @@ async function getKey(used, problem) {
   return true;
 }
 
+/**
+ * @param {number} seconds
+ * @param {AbortSignal | null} [signal]
+ */
 function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, seconds * 1000);

@@ -7,10 +7,17 @@ import { sentence } from "./messages.js";
 import { readNpy } from "./npy.js";
 import { askBytes } from "./service.js";
 
+/** @typedef {{ map: ChannelMap, vector: Float32Array }} Answer */
+/** @typedef {{ bitmap: ImageBitmap, network: Network, mapped: Layer, last: Layer, channel: number }} Still */
+/** @typedef {{ at: Point, first: Answer | null, busy: boolean, again: boolean }} State */
+
 const MARGIN = 0.15;
 const SIDE = 320;
 
-/** A window on the photograph that can be dragged, with what the network makes of it. */
+/**
+ * A window on the photograph that can be dragged, with what the network makes of it.
+ * @param {LessonContext} context
+ */
 export async function shift({ network, layer, channel, image, alive }) {
   const mapped = cellsOf(layer) && layer.reduction ? layer : network.byName.get(network.stages[0]);
   const last = network.byName.get(network.stages.at(-1));
@@ -18,6 +25,7 @@ export async function shift({ network, layer, channel, image, alive }) {
   const own = channel < mapped.channels ? channel : 0;
   const still = { bitmap: await bitmapOf(image), network, mapped, last, channel: own };
   const canvas = makeWindow(network);
+  /** @type {State} */
   const state = { at: [0, 0], first: null, busy: false, again: false };
   const place = make("div", { class: "figures" });
   const words = make("p", { role: "status" });
@@ -47,6 +55,7 @@ export async function shift({ network, layer, channel, image, alive }) {
   ];
 }
 
+/** @param {Network} network */
 function makeWindow(network) {
   const [rows, columns] = network.preprocessing.size;
   const scale = SIDE / Math.max(rows, columns);
@@ -54,7 +63,12 @@ function makeWindow(network) {
   return Object.assign(canvas, { width: Math.round(columns * scale), height: Math.round(rows * scale) });
 }
 
-/** The window moves on the photograph, so that nothing is made up at its edges; `at` is -1 to 1 each way. */
+/**
+ * The window moves on the photograph, so that nothing is made up at its edges; `at` is -1 to 1 each way.
+ * @param {HTMLCanvasElement} canvas
+ * @param {ImageBitmap} bitmap
+ * @param {Point} at
+ */
 function drawWindow(canvas, bitmap, [y, x]) {
   const ratio = canvas.width / canvas.height;
   const height = Math.min(bitmap.height, bitmap.width / ratio) * (1 - 2 * MARGIN);
@@ -64,8 +78,16 @@ function drawWindow(canvas, bitmap, [y, x]) {
   canvas.getContext("2d").drawImage(bitmap, left, top, width, height, 0, 0, canvas.width, canvas.height);
 }
 
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {Still} still
+ */
 async function look(canvas, { network, mapped, last, channel }) {
   const body = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  /**
+   * @param {Layer} layer
+   * @param {Query} asked
+   */
   const ask = (layer, asked) => {
     const query = new URLSearchParams({ layers: layer.name, format: "npy", ...asked, version: network.version });
     const headers = { "Content-Type": "application/octet-stream" };
@@ -76,9 +98,16 @@ async function look(canvas, { network, mapped, last, channel }) {
   return { map: { rows, columns, values: map.values }, vector: vector.values };
 }
 
+/**
+ * @param {Answer} now
+ * @param {Answer} first
+ * @param {Still} still
+ * @param {HTMLElement} place
+ * @param {HTMLElement} words
+ */
 async function tell(now, first, { network, mapped, last, channel }, place, words) {
   const about = { network, layer: mapped, channel };
-  const strip = { rows: 2, columns: now.vector.length, values: [...first.vector, ...now.vector] };
+  const strip = { rows: 2, columns: now.vector.length, values: Float32Array.from([...first.vector, ...now.vector]) };
   const bars = await makeMap(strip, reachOf(strip), "Pooled vector, at first and now", about);
   bars.classList.add("strip");
   place.replaceChildren(
@@ -90,7 +119,11 @@ async function tell(now, first, { network, mapped, last, channel }, place, words
     "The map says where, so it moves along; the mean over all places says what, and that is still there.";
 }
 
-/** The cosine of the angle between two lists of numbers. */
+/**
+ * The cosine of the angle between two lists of numbers.
+ * @param {Float32Array} a
+ * @param {Float32Array} b
+ */
 function likeness(a, b) {
   let [product, left, right] = [0, 0, 0];
   a.forEach((x, at) => {
@@ -101,8 +134,18 @@ function likeness(a, b) {
   return left && right ? product / Math.sqrt(left * right) : left === right ? 1 : 0;
 }
 
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {State} state
+ * @param {() => void} show
+ */
 function listen(canvas, state, show) {
+  /** @type {{ y: number, x: number, at: Point } | null} */
   let from = null;
+  /**
+   * @param {number} y
+   * @param {number} x
+   */
   const move = (y, x) => {
     state.at = [y, x].map((side) => Math.min(Math.max(side, -1), 1));
     show();

@@ -10,8 +10,13 @@ import { LOOKS, onChange, view } from "./view.js";
 
 const place = document.getElementById("takeaway-body");
 const panel = document.getElementById("takeaway");
+/** @type {Record<string, string>} */
 const chosen = { what: "array", from: "kept", language: "curl" };
+/** @type {Record<string, string>} */
 const ARRAYS = { float32: "Float32Array", float64: "Float64Array", uint8: "Uint8Array", int8: "Int8Array", int32: "Int32Array", uint16: "Uint16Array", int16: "Int16Array" };
+
+/** @type {Record<string, (url: string, layer: Layer) => string>} */
+const PROGRAMS = { curl, python, typescript };
 
 panel.addEventListener("toggle", draw);
 onScene(draw);
@@ -20,7 +25,8 @@ onChange(["layer", ...LOOKS], draw);
 function draw() {
   const layer = layerNow();
   if (!panel.open || !layer || !scene.photo) return;
-  const set = (key) => (value) => {
+  /** @param {keyof typeof chosen} key */
+  const set = (key) => (/** @type {string} */ value) => {
     chosen[key] = value;
     draw();
     document.getElementById(`choice-${key}`)?.focus();
@@ -41,12 +47,17 @@ function draw() {
   );
 }
 
+/** @param {Layer} layer */
 function write(layer) {
   const asked = addressOf(layer, chosen.what);
   const url = new URL(chosen.from === "kept" ? asked : posted(asked), document.baseURI).href;
-  return { curl, python, typescript }[chosen.language](url, layer);
+  return PROGRAMS[chosen.language](url, layer);
 }
 
+/**
+ * @param {Layer} layer
+ * @param {string} what
+ */
 function addressOf(layer, what) {
   const { network } = scene;
   const channels = what === "channel" && layer.layout !== "NC" ? { channels: view.channel ?? 0 } : {};
@@ -55,7 +66,10 @@ function addressOf(layer, what) {
   return pictureAddress({ ...view, style }, network);
 }
 
-/** The same question with the photograph in the body. */
+/**
+ * The same question with the photograph in the body.
+ * @param {string} address
+ */
 function posted(address) {
   const [path, text] = address.split("?");
   const query = new URLSearchParams(text);
@@ -65,12 +79,20 @@ function posted(address) {
   return `v1/models/${scene.network.name}/${path.split("/").at(-1)}?${query}`;
 }
 
+/**
+ * @param {string} url
+ * @param {Layer} layer
+ */
 function curl(url, layer) {
   const body = chosen.from === "file" ? "--data-binary @photo.jpg " : "";
   const key = hasKey() ? '-H "Authorization: Bearer $FEATUREMAPS_KEY" ' : "";
   return `curl -sS --fail-with-body ${key}${body}"${url}" -o ${nameOf(layer, chosen.what === "picture" ? "png" : "npy")}`;
 }
 
+/**
+ * @param {string} url
+ * @param {Layer} layer
+ */
 function python(url, layer) {
   const picture = chosen.what === "picture";
   const file = chosen.from === "file";
@@ -82,6 +104,10 @@ function python(url, layer) {
   return [...imports, picture ? "" : "\nimport numpy as np", "", `request = Request("${url}"${given.join("")})`, ...use].filter((line, at) => line || at === 5).join("\n");
 }
 
+/**
+ * @param {string} url
+ * @param {Layer} layer
+ */
 function typescript(url, layer) {
   const file = chosen.from === "file";
   const options = [file ? 'method: "POST", body: await readFile("photo.jpg")' : "", hasKey() ? "headers: { Authorization: `Bearer ${process.env.FEATUREMAPS_KEY}` }" : ""].filter((x) => x);
@@ -102,16 +128,22 @@ function typescript(url, layer) {
   ].join("\n");
 }
 
+/** @param {Layer} layer */
 function shapeOf(layer) {
   const shape = [...(layer.shape ?? [])];
   if (chosen.what === "channel" && layer.channel_axis !== null && layer.layout !== "NC") shape[layer.channel_axis] = 1;
   return `[${shape.join(", ")}]`;
 }
 
+/**
+ * @param {Layer} layer
+ * @param {string} ending
+ */
 function nameOf(layer, ending) {
   return `${layer.name.replace(/[^A-Za-z0-9._-]+/g, "_").replace(/^[._-]+/, "") || "layer"}.${ending}`;
 }
 
+/** @param {string} text */
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -121,7 +153,11 @@ async function copy(text) {
   }
 }
 
-/** With the key where one is needed, and refusals in words: a plain link could do neither. */
+/**
+ * With the key where one is needed, and refusals in words: a plain link could do neither.
+ * @param {Layer} layer
+ * @param {string} format
+ */
 async function download(layer, format) {
   try {
     const asked = format === "png" ? addressOf(layer, "picture") : arrayAddress(view.image, scene.network, layer.name, { format });
