@@ -163,7 +163,9 @@ def ran(program: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", [*ROOT.glob("*.md"), *ROOT.glob("*/*/*.md")], ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), *ROOT.glob("*/*/*.md")],
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_no_page_names_a_path_of_a_machine(path: Path) -> None:
     assert not re.search(r"/(root|home/\w+|work)/", path.read_text())
