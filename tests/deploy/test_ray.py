@@ -122,9 +122,9 @@ VARYING = {"date", "server-timing", "connection", "server", "transfer-encoding"}
 
 def test_answers_are_those_of_serve() -> None:
     token, line = make_key("tests", "infer")
-    environ = {"FEATUREMAPS_KEYS": line, "FEATUREMAPS_MAX_BODY_BYTES": "100000"}
+    environ: dict[str, Any] = {"FEATUREMAPS_KEYS": line, "FEATUREMAPS_MAX_BODY_BYTES": "100000"}
     environ |= {"FEATUREMAPS_CORS_ORIGINS": "https://a.example", "FEATUREMAPS_GRAPH_OPTIMIZATION": "off"}
-    requests = [
+    requests: list[dict[str, Any]] = [
         {
             "method": method,
             "path": path,
