@@ -103,10 +103,10 @@ def _batches(settings: Settings, runtime: Runtime) -> bool:
 def make_app(settings: Settings, place: Place = ALONE) -> FastAPI:
     """The whole service as an ASGI application; as one of several workers with its share of the budgets."""
     return build(
-        make_pipeline(settings, place.workers),
+        make_pipeline(settings, settings.workers),
         eager=settings.load == "eager",
         settings=shown(settings),
-        guard=guard_of(settings, place.workers),
+        guard=guard_of(settings, settings.workers),
         place=place,
         observers=[open_traces(settings.trace_endpoint)] if settings.trace_endpoint else [],
     )
