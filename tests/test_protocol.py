@@ -1,6 +1,7 @@
 """What clients do that uvicorn does not expect, over real sockets to the real server."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -8,10 +9,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import httpx
 import psutil
 import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from service.web.keys import make_key
 from tests.builders import encoded, photograph
@@ -42,16 +47,20 @@ def post(path: str = MAPS, headers: bytes = b"") -> bytes:
     return head + headers + b"\r\n" + IMAGE
 
 
-def answers(connection: socket.socket, count: int) -> list[tuple[int, bytes]]:
-    """Status and body of so many answers, and that nothing but the connection's end follows."""
-    found = []
+def answer(file: BinaryIO) -> tuple[int, bytes]:
+    """Status and body of the next answer."""
+    status = int(file.readline().split()[1])
+    head = b"".join(iter(file.readline, b"\r\n"))
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return status, file.read(int(length[1]) if length else 0)
+
+
+def only_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of the next answer, and that nothing but the connection's end follows."""
     with connection.makefile("rb") as file:
-        for _ in range(count):
-            status = int(file.readline().split()[1])
-            head = b"".join(iter(file.readline, b"\r\n"))
-            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-            found.append((status, file.read(int(length[1]) if length else 0)))
-        connection.shutdown(socket.SHUT_WR)
+        found = answer(file)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
         assert file.read() == b""
     return found
 
@@ -65,45 +74,44 @@ def expected(server: Server) -> bytes:
 def test_a_post_that_offers_http2_is_answered_as_if_it_did_not(server: Server, piece: int) -> None:
     """As `java.net.http.HttpClient` sends every request to `http://`."""
     request = post(headers=OFFER)
-    with connect(server) as client:
+    head = request.index(b"\r\n\r\n") + 40
+    with connect(server) as client, client.makefile("rb") as file:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        head = request.index(b"\r\n\r\n") + 40
         for start in range(0, head, piece):
             client.sendall(request[start : min(start + piece, head)])
         client.sendall(request[head:])
-        client.sendall(post(headers=OFFER) + post())
-        assert answers(client, 3) == [(200, expected(server))] * 3
+        assert answer(file) == (200, expected(server))
+        client.sendall(post(headers=OFFER))
+        assert answer(file) == (200, expected(server))
+        client.sendall(post())
+        assert only_answer(client) == (200, expected(server))
 
 
-def test_thousands_of_offers_behind_each_other_are_all_answered(server: Server) -> None:
-    offer = b"GET /livez HTTP/1.1\r\nHost: x\r\n" + OFFER + b"\r\n"
+def test_pipelined_requests_end_the_connection_after_the_first_answer(server: Server) -> None:
     with connect(server) as client:
-        client.sendall(offer * 2000)
-        assert [status for status, _ in answers(client, 2000)] == [200] * 2000
+        client.sendall(post() + post())
+        with client.makefile("rb") as file:
+            assert answer(file) == (200, expected(server))
+            assert file.read() == b""
 
 
-def test_requests_sent_behind_each_other_do_not_pile_up(server: Server) -> None:
-    """Each answer let in thousands more: ten times the memory within seconds."""
-    process = psutil.Process(server.pid)
-    before, end = process.memory_info().rss, time.monotonic() + 4
-    with connect(server) as client:
-        client.setblocking(False)
-        rest, most = memoryview(b""), before
-        while time.monotonic() < end:
-            rest = rest or memoryview(BEHIND * 8000)
-            with contextlib.suppress(BlockingIOError):
-                rest = rest[client.send(rest) :]
-            with contextlib.suppress(BlockingIOError):
-                assert client.recv(1 << 16)
-            most = max(most, process.memory_info().rss)
-            time.sleep(0.001)
-    assert most - before < 100 << 20
+@pytest.mark.parametrize("before", [b"", post(LONG)], ids=["alone", "behind a long one"])
+def test_twenty_thousand_pipelined_requests_cost_little_memory(server: Server, before: bytes) -> None:
+    def send(requests: bytes) -> None:
+        with connect(server) as client, contextlib.suppress(OSError):
+            client.sendall(requests)
+            while client.recv(1 << 16):
+                pass
+
+    send(before + BEHIND * 2)
+    without = server.peak_bytes(lambda: send(before + BEHIND * 2))
+    assert server.peak_bytes(lambda: send(before + BEHIND * 20_000)) < without + (20 << 20)
 
 
 def test_an_offer_of_websockets_is_answered_with_the_page_itself(server: Server) -> None:
     with connect(server) as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
-        assert [status for status, _ in answers(client, 1)] == [200]
+        assert only_answer(client)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -121,13 +129,13 @@ def test_an_offer_of_websockets_is_answered_with_the_page_itself(server: Server)
 def test_a_request_is_for_one_host(server: Server, head: bytes, status: int) -> None:
     with connect(server) as client:
         client.sendall(b"GET /livez " + head + b"\r\n")
-        assert [told for told, _ in answers(client, 1)] == [status]
+        assert only_answer(client)[0] == status
 
 
 def test_a_tunnel_is_refused(server: Server) -> None:
     with connect(server) as client:
         client.sendall(b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01")
-        assert [status for status, _ in answers(client, 1)] == [400]
+        assert only_answer(client)[0] == 400
 
 
 def test_a_body_in_chunks_of_one_byte_is_read(server: Server) -> None:
@@ -135,7 +143,7 @@ def test_a_body_in_chunks_of_one_byte_is_read(server: Server) -> None:
     with connect(server) as client:
         client.sendall(f"POST {MAPS} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         client.sendall(chunks + b"0\r\n\r\n")
-        assert answers(client, 1) == [(200, expected(server))]
+        assert only_answer(client) == (200, expected(server))
 
 
 def test_a_body_that_nobody_reads_brings_no_second_answer(server: Server) -> None:
@@ -143,7 +151,7 @@ def test_a_body_that_nobody_reads_brings_no_second_answer(server: Server) -> Non
         client.sendall(
             b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
         )
-        assert [status for status, _ in answers(client, 1)] == [200]
+        assert only_answer(client)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -152,19 +160,17 @@ def test_a_body_that_nobody_reads_brings_no_second_answer(server: Server) -> Non
 def test_what_is_no_http_spoils_no_answer_to_what_came_before(server: Server, rest: bytes) -> None:
     with connect(server) as client:
         client.sendall(post() + rest)
-        assert answers(client, 1) == [(200, expected(server))]
+        assert only_answer(client) == (200, expected(server))
 
 
 def test_a_broken_body_spoils_no_answer_to_what_came_before(server: Server) -> None:
     broken = b"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nNO\r\n"
     with connect(server) as client:
-        client.sendall(post() + BEHIND + broken)
-        first, second = answers(client, 2)
-        assert first == (200, expected(server))
-        assert second[0] == 200
+        client.sendall(post() + broken)
+        assert only_answer(client) == (200, expected(server))
     with connect(server) as client:
         client.sendall(broken)
-        assert [status for status, _ in answers(client, 1)] == [400]
+        assert only_answer(client)[0] == 400
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
@@ -231,10 +237,9 @@ def test_who_reads_none_of_many_refusals_is_given_up(impatient: Server) -> None:
     """Requests behind each other without a key, until the refusals fill all that lies between."""
     with connect(impatient) as client:
         client.settimeout(1)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):
             for _ in range(100_000):
                 client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000)
-        assert any(c.raddr for c in psutil.Process(impatient.pid).net_connections("tcp"))
         until_closed(impatient)
 
 
@@ -247,10 +252,50 @@ def test_an_answer_that_was_given_up_ends_its_connection_at_once(impatient: Serv
         until_closed(impatient)
 
 
-def test_who_still_sends_at_the_end_of_the_grace_is_answered() -> None:
-    """By uvicorn, which ends the work; the connection is not cut without a word."""
+def test_a_request_that_is_cut_off_when_the_grace_ends_gets_503() -> None:
     with serving("--max-timeout-s", "1") as server, connect(server) as client:
         client.sendall(post()[:-1])
         time.sleep(0.3)
         os.kill(server.pid, signal.SIGTERM)
-        assert client.recv(1 << 10).startswith(b"HTTP/1.1 500 ")
+        status, body = only_answer(client)
+    assert (status, json.loads(body)["code"]) == (503, "not-ready")
+    assert any("POST '/v1/models/cifar-resnet/features' 503" in line for line in server.log)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (HttpToolsProtocol, "_unset_keepalive_if_required"),
+        (HttpToolsProtocol, "on_headers_complete"),
+        (HttpToolsProtocol, "on_response_complete"),
+        (Process, "target"),
+        (Process, "is_alive"),
+        (Multiprocess, "init_processes"),
+        (Multiprocess, "keep_subprocess_alive"),
+        (Multiprocess, "terminate_all"),
+        (Multiprocess, "join_all"),
+        (uvicorn.Server, "handle_exit"),
+        (uvicorn.Server, "on_tick"),
+        (uvicorn.Server, "shutdown"),
+    ],
+)
+def test_uvicorn_has_what_is_overridden_or_called(owner: type, name: str) -> None:
+    """None of it is documented; pyproject.toml pins the minor version for that reason."""
+    assert callable(getattr(owner, name))
+
+
+def test_uvicorn_calls_the_application_of_the_connection() -> None:
+    """The attributes of a connection and its request that our protocol reads and sets."""
+    connection = set(HttpToolsProtocol.__init__.__code__.co_names)
+    assert connection >= {
+        "app",
+        "config",
+        "cycle",
+        "headers",
+        "loop",
+        "parser",
+        "timeout_keep_alive",
+        "transport",
+    }
+    request = set(RequestResponseCycle.__init__.__code__.co_names)
+    assert request >= {"disconnected", "keep_alive", "more_body", "response_complete", "response_started"}

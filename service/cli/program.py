@@ -71,11 +71,9 @@ def serve(options: Mapping[str, Any]) -> None:
     """
     settings = _settings(options)
     if settings.workers > 1:
-        from service.cli.workers import supervise
-
-        sys.exit(supervise(settings))
-    from service.cli.server import run
-
+        from service.cli.workers import supervise as run
+    else:
+        from service.cli.server import run
     run(settings)
 
 

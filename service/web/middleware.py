@@ -1,16 +1,19 @@
 """What happens to every request, whatever it asks. Plain ASGI."""
 
+import asyncio
 import re
 import secrets
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import NotReady
 from service.web.door import Readiness
 from service.web.exchange import EXCHANGE, Exchange, Tell
-from service.web.problems import INTERNAL, bug
+from service.web.problems import INTERNAL, bug, problem
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Unless an answer says otherwise, as pages do.
@@ -61,13 +64,13 @@ class RequestContext:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass  # The exchange knows, and what is told of it.
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if exchange.code == INTERNAL:
                 pass  # FastAPI has answered it, and hands it on all the same.
             elif status:
                 raise  # The answer is under way; the server can only close the connection.
             else:
-                await bug(Request(scope), error)(scope, receive, send_with_headers)
+                await _failure(Request(scope), error)(scope, receive, send_with_headers)
         finally:
             exchange.end(status)
             for tell in self._tell:
@@ -99,6 +102,14 @@ class HeadAsGet:
         finally:
             # What was found out on the way, such as the route.
             scope.update({**as_get, "method": "HEAD"})
+
+
+def _failure(request: Request, error: BaseException) -> Response:
+    if isinstance(error, asyncio.CancelledError):
+        # The server cancels the requests that still run when the grace of its shutdown ends.
+        return problem(request, NotReady("the service ended before the answer was complete", retry_after_s=1))
+    assert isinstance(error, Exception)
+    return bug(request, error)
 
 
 def _request_id(headers: Headers) -> str:
