@@ -328,7 +328,7 @@ class Inference:
 class Job:
     """What one request asks: images (encoded), a ready tensor (`.npy`) or an inference, and what of them.
 
-    `format` None leaves the choice to `accept`; `coding` is the content coding of the answer.
+    `format` None means the first of all; `coding` is the content coding of the answer.
     `image_id` names a kept image of `owner`, whose maps are worth keeping too.
     """
 
@@ -339,7 +339,6 @@ class Job:
     layers: tuple[str, ...]
     reduction: Reduction = Reduction()
     format: str | None = None
-    accept: str | None = None
     compress: Compress = "none"
     coding: Coding | None = None
     size: tuple[int, int] | None = None

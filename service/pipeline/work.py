@@ -20,7 +20,7 @@ from service.engine.selection import held_bytes
 from service.errors import DeadlineExceeded
 from service.intake.store import ImageStore
 from service.output import coding
-from service.output.table import choose_format
+from service.output.table import find_format
 from service.pipeline.admission import Admission, Visit
 from service.pipeline.answers import Answer, ArraysAnswer, JsonAnswer, file_name, map_of
 from service.pipeline.batches import Batches
@@ -164,7 +164,7 @@ class Pipeline:
         Raises:
             RequestError, CapacityError, ModelError
         """
-        kind = choose_format(job.format, job.accept)
+        kind = find_format(job.format)
         answer = ArraysAnswer(job, kind, limits=self.limits, runtime=self.runtime)
         return await self._work(job, answer, visit, kind.media_type)
 

@@ -7,8 +7,9 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.output import coding
+from service.output.coding import encode
 from service.values import Chunk, Identity, Payload
+from service.web.negotiation import choose_coding
 
 # In the order that they happen; only what was measured is told.
 TIMED = ("decode", "preprocess", "queue", "run", "reduce", "encode", "compress")
@@ -72,7 +73,7 @@ def long_json_response(content: Mapping[str, Any], model: Identity, accept_encod
     """JSON that may be long, coded where the client takes it; to be called in a thread."""
     body: tuple[Chunk, ...] = (orjson.dumps(content),)
     headers = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding", **model_headers(model)}
-    if (wanted := coding.choose_coding(accept_encoding)) and (packed := coding.encode(body, wanted)):
+    if (wanted := choose_coding(accept_encoding)) and (packed := encode(body, wanted)):
         body, headers["Content-Encoding"] = packed, wanted
     return PiecesResponse(body, headers, "application/json")
 

@@ -11,13 +11,15 @@ from multipart import MultipartError, MultipartParser, parse_options_header
 from pydantic import ValidationError
 
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
-from service.output.coding import choose_coding
-from service.pipeline.work import Pipeline
 from service.values import Job, Reduction
-from service.web.access import caller_of
+from service.web.context import caller_of, pipeline_of
+from service.web.negotiation import choose_coding, choose_format
+from service.web.parameters import path_value, read_query
 from service.web.queries import (
+    MODEL_NAME,
     FeaturesQuery,
     JsonFeaturesQuery,
+    KeptFeaturesQuery,
     PartQuery,
     RenderQuery,
     StatisticsQuery,
@@ -54,14 +56,17 @@ async def read_image(request: Request) -> bytes:
     return body
 
 
-async def read_job(request: Request, model: str, query: Query, pipeline: Pipeline) -> tuple[Job, Query]:
-    """Read the body and put the job together; parsing runs in a thread.
+async def read_job(request: Request, kind_of_query: type[Query]) -> tuple[Job, Query]:
+    """Read path, query and body, and put the job together; parsing runs in a thread.
 
     The query comes back with what a JSON body added to it.
 
     Raises:
         BodyTooLarge, MalformedRequest, UnsupportedBody, InvalidParameter, TooManyImages
     """
+    model = path_value(request, "model", MODEL_NAME)
+    query = read_query(request, kind_of_query)
+    pipeline = pipeline_of(request)
     content_type = request.headers.get("content-type", "")
     body = await request.body()
     kind = content_type.partition(";")[0].strip().lower()
@@ -93,7 +98,7 @@ def job_of(
     """The job that a query asks for.
 
     Raises:
-        InvalidParameter
+        InvalidParameter, NotAcceptable
     """
     arrays = query if isinstance(query, FeaturesQuery) else None
     if isinstance(query, JsonFeaturesQuery):
@@ -107,14 +112,20 @@ def job_of(
         tensor=tensor,
         layers=(_one_layer(query),) if isinstance(query, RenderQuery) else tuple(query.layers),
         reduction=asked,
-        format=arrays.format if arrays else None,
-        accept=request.headers.get("accept"),
+        format=_format(query, request.headers.get("accept")),
         compress=arrays.compress if arrays else "none",
         coding=choose_coding(request.headers.get("accept-encoding")),
         size=sides(query.size),
         owner=caller_of(request).name,
         timeout_s=query.timeout_s,
     )
+
+
+def _format(query: AnyQuery, accept: str | None) -> str | None:
+    """The format asked for by name, else by `Accept`; one URL of a kept image has one representation."""
+    if not isinstance(query, FeaturesQuery):
+        return None
+    return query.format or (None if isinstance(query, KeptFeaturesQuery) else choose_format(accept))
 
 
 def _one_layer(query: RenderQuery) -> str:

@@ -18,8 +18,7 @@ from prometheus_client.metrics_core import Metric
 from service import __version__
 from service.pipeline.figures import Distribution
 from service.pipeline.work import Pipeline
-from service.web.door import Readiness
-from service.web.exchange import Exchange, LeftWhile
+from service.web.context import LeftWhile, Readiness, RequestContext
 from service.web.families import Joined, counter, counters, dump, gauge, histograms, info, labelled
 from service.web.gauges import inside
 from service.web.place import Place
@@ -50,20 +49,20 @@ class Metrics:
         self._rejected = Counter(dict.fromkeys(CODES, 0))
         self._cancelled: Counter[str] = Counter(dict.fromkeys(get_args(LeftWhile), 0))
 
-    def observe(self, exchange: Exchange) -> None:
+    def observe(self, context: RequestContext) -> None:
         """Count a request that is over."""
-        method = exchange.method if exchange.method in METHODS else "other"
-        route = exchange.route or ""
-        self._requests[method, route, exchange.status, exchange.model or ""] += 1
-        self._seconds[method, route, exchange.status // 100].add(exchange.seconds)
-        for stage, seconds in exchange.stages.items():
+        method = context.method if context.method in METHODS else "other"
+        route = context.route or ""
+        self._requests[method, route, context.status, context.model or ""] += 1
+        self._seconds[method, route, context.status // 100].add(context.seconds)
+        for stage, seconds in context.stages.items():
             self._stages[stage].add(seconds)
-        self._received.add(exchange.received_bytes)
-        self._sent.add(exchange.sent_bytes)
-        if exchange.code is not None:
-            self._rejected[exchange.code] += 1
-        if exchange.left_while is not None:
-            self._cancelled[exchange.left_while] += 1
+        self._received.add(context.received_bytes)
+        self._sent.add(context.sent_bytes)
+        if context.code is not None:
+            self._rejected[context.code] += 1
+        if context.left_while is not None:
+            self._cancelled[context.left_while] += 1
 
     def dump(self) -> bytes:
         """Every family of this process, for another worker."""

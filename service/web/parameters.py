@@ -3,6 +3,7 @@
 FastAPI looks at each field of a query anew for each request, which for ours takes longer than HTTP does.
 """
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -29,12 +30,46 @@ def asked(kind: type[Query]) -> Callable[[Request], Coroutine[Any, Any, Query]]:
     """
 
     async def read(request: Request) -> Query:
-        try:
-            return kind.model_validate(_given(request))
-        except ValidationError as error:
-            raise refused(error, "query") from error
+        return read_query(request, kind)
 
     return read
+
+
+def read_query(request: Request, kind: type[Query]) -> Query:
+    """Read a query.
+
+    Raises:
+        InvalidParameter: a parameter with one value is given more than once, or there are far too many.
+        RequestValidationError: one that does not exist, or a wrong value.
+    """
+    try:
+        return kind.model_validate(_given(request))
+    except ValidationError as error:
+        raise refused(error, "query") from error
+
+
+async def refuse_parameters(request: Request) -> None:
+    """For operations that take none.
+
+    Raises:
+        InvalidParameter
+    """
+    for name in request.query_params:
+        raise InvalidParameter(
+            f"there is no parameter {name[:100]!r}; /openapi.json shows all", parameter=name[:100]
+        )
+
+
+def path_value(request: Request, name: str, pattern: str) -> str:
+    """Return a value that the path names.
+
+    Raises:
+        InvalidParameter: it does not match the pattern.
+    """
+    value = str(request.path_params[name])
+    if not re.fullmatch(pattern, value):
+        raise InvalidParameter(f"{name}: String should match pattern '{pattern}'", parameter=name)
+    return value
 
 
 def parameters(kind: type[BaseModel]) -> list[dict[str, Any]]:

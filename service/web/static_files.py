@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import RouteNotFound
-from service.output.coding import PREFERENCE, choose_coding, encode
+from service.output.coding import encode
 from service.values import Chunk, Coding
 from service.web import etags
 from service.web.answers import pieces_response
+from service.web.negotiation import PREFERENCE, choose_coding
 
 FOLDER = Path(__file__).parent / "static"
 # The machine's own table of types differs from one to the next.

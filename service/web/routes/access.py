@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.errors import Forbidden
-from service.web.access import caller_of
+from service.web.context import caller_of
 from service.web.keys import INFER, Scope
 from service.web.media import told_headers
 from service.web.parameters import asked, parameters

@@ -1,21 +1,19 @@
 """Feature maps as arrays."""
 
-from typing import Annotated
-
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.web.answers import payload_response
 from service.web.bodies import read_job
-from service.web.door import pipeline_of, visit_of
+from service.web.context import pipeline_of, visit_of
 from service.web.media import ARRAYS, COMPUTED, PICTURES, answer, image_body, json_answer
-from service.web.parameters import asked, parameters
+from service.web.parameters import parameters
 from service.web.problems import responses
 from service.web.queries import FeaturesQuery, JsonFeaturesQuery, RenderQuery, StatisticsQuery, drawing
-from service.web.routes.models import ModelName
+from service.web.routes.models import describe_model
 from service.web.schemas import FeaturesAsJson, Statistics
 
-router = APIRouter(prefix="/v1/models", tags=["feature maps"])
+router = APIRouter(prefix="/v1/models", tags=["feature maps"], dependencies=[Depends(describe_model)])
 REFUSALS = (400, 404, 406, 413, 415, 422, 503, 504)
 
 
@@ -26,18 +24,15 @@ REFUSALS = (400, 404, 406, 413, 415, 422, 503, 504)
     responses=responses(None, *REFUSALS) | answer("The maps as arrays", ARRAYS, *COMPUTED),
     openapi_extra=image_body("FeaturesBody") | {"parameters": parameters(FeaturesQuery)},
 )
-async def extract_features(
-    model: ModelName, query: Annotated[FeaturesQuery, Depends(asked(FeaturesQuery))], request: Request
-) -> Response:
+async def extract_features(request: Request) -> Response:
     """Feature maps of any layers as arrays.
 
     Axes, layout and dtype are those of the uncut graph, batch axis included, images along it as they came.
     What is asked for is done in this order: channels, region, pool or grid, cast. What was done travels with
     the bytes: `__metadata__` in npz, the same text in safetensors and Arrow.
     """
-    pipeline = pipeline_of(request)
-    job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.extract(job, visit_of(request)))
+    job, _ = await read_job(request, FeaturesQuery)
+    return payload_response(await pipeline_of(request).extract(job, visit_of(request)))
 
 
 @router.post(
@@ -46,16 +41,13 @@ async def extract_features(
     responses=responses(None, *REFUSALS) | json_answer(FeaturesAsJson, "The maps as numbers", *COMPUTED),
     openapi_extra=image_body("JsonFeaturesBody") | {"parameters": parameters(JsonFeaturesQuery)},
 )
-async def extract_features_json(
-    model: ModelName, query: Annotated[JsonFeaturesQuery, Depends(asked(JsonFeaturesQuery))], request: Request
-) -> Response:
+async def extract_features_json(request: Request) -> Response:
     """Small feature maps as JSON numbers.
 
     The answer is capped, since numbers as text are long and slow.
     """
-    pipeline = pipeline_of(request)
-    job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.extract_json(job, visit_of(request)))
+    job, _ = await read_job(request, JsonFeaturesQuery)
+    return payload_response(await pipeline_of(request).extract_json(job, visit_of(request)))
 
 
 @router.post(
@@ -64,13 +56,10 @@ async def extract_features_json(
     responses=responses(None, *REFUSALS) | json_answer(Statistics, "A row a layer", *COMPUTED),
     openapi_extra=image_body("StatisticsBody") | {"parameters": parameters(StatisticsQuery)},
 )
-async def describe_features(
-    model: ModelName, query: Annotated[StatisticsQuery, Depends(asked(StatisticsQuery))], request: Request
-) -> Response:
+async def describe_features(request: Request) -> Response:
     """Minimum, maximum, mean, deviation, sparsity and dead channels of each layer."""
-    pipeline = pipeline_of(request)
-    job, _ = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.describe(job, visit_of(request)))
+    job, _ = await read_job(request, StatisticsQuery)
+    return payload_response(await pipeline_of(request).describe(job, visit_of(request)))
 
 
 @router.post(
@@ -81,13 +70,10 @@ async def describe_features(
     | answer("The map as a picture", PICTURES, *COMPUTED, "Featuremaps-Scale"),
     openapi_extra=image_body("RenderBody") | {"parameters": parameters(RenderQuery)},
 )
-async def render_features(
-    model: ModelName, query: Annotated[RenderQuery, Depends(asked(RenderQuery))], request: Request
-) -> Response:
+async def render_features(request: Request) -> Response:
     """One layer's feature map of one image as a picture.
 
     One scale holds for the whole layer; the one used stands in the file and in `Featuremaps-Scale`.
     """
-    pipeline = pipeline_of(request)
-    job, asked = await read_job(request, model, query, pipeline)
-    return payload_response(await pipeline.render(job, drawing(asked), visit_of(request)))
+    job, query = await read_job(request, RenderQuery)
+    return payload_response(await pipeline_of(request).render(job, drawing(query), visit_of(request)))

@@ -12,7 +12,6 @@ from service.pipeline.admission import Visit
 from service.pipeline.work import Pipeline
 from service.values import Job, Payload
 from service.web import etags
-from service.web.access import caller_of
 from service.web.answers import (
     disposition,
     json_response,
@@ -21,7 +20,7 @@ from service.web.answers import (
     pieces_response,
 )
 from service.web.bodies import job_of, read_image
-from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.context import caller_of, pipeline_of, visit_of
 from service.web.media import (
     ARRAYS,
     COMPUTED,
@@ -34,7 +33,7 @@ from service.web.media import (
     not_modified,
     told_headers,
 )
-from service.web.parameters import asked, parameters
+from service.web.parameters import parameters, path_value, read_query, refuse_parameters
 from service.web.problems import responses
 from service.web.queries import SHA256, KeptFeaturesQuery, KeptRenderQuery, KeptStatisticsQuery, drawing
 from service.web.schemas import ImageDescription, Statistics, image_description
@@ -48,10 +47,13 @@ Work = Callable[[Pipeline, Job, Visit], Awaitable[Payload]]
 AnyKept = KeptFeaturesQuery | KeptRenderQuery | KeptStatisticsQuery
 
 
+async def describe_image(image_id: ImageId) -> None:
+    """Describe the path of operations that FastAPI does not call."""
+
+
 @router.post(
     "",
     operation_id="create_image",
-    dependencies=[Depends(refuse_parameters)],
     status_code=201,
     responses=responses(None, 400, 413, 415, 422, 503, 504)
     | json_answer(ImageDescription, "It was kept already, and is kept for longer now", "Location")
@@ -65,6 +67,7 @@ async def create_image(request: Request) -> Response:
 
     The same bytes again renew it (200).
     """
+    await refuse_parameters(request)
     body = await read_image(request)
     pipeline = pipeline_of(request)
     async with pipeline.bounded(visit_of(request)):
@@ -79,14 +82,15 @@ async def create_image(request: Request) -> Response:
 @router.get(
     "/{image_id}",
     operation_id="get_image",
-    dependencies=[Depends(refuse_parameters)],
+    dependencies=[Depends(describe_image)],
     response_class=Response,
     responses=responses(None, 404, 422, 503, 504)
     | answer("The image as it was sent", KEPT, "ETag", "Content-Disposition")
     | not_modified(),
 )
-async def get_image(image_id: ImageId, request: Request) -> Response:
+async def get_image(request: Request) -> Response:
     """The bytes as they were sent, with the detected type."""
+    image_id = await _read_id(request)
     pipeline, owner, visit = pipeline_of(request), caller_of(request).name, visit_of(request)
     headers = etags.cache_headers(request, f'"{image_id}"') | SANDBOX
     async with pipeline.bounded(visit):
@@ -103,12 +107,13 @@ async def get_image(image_id: ImageId, request: Request) -> Response:
 @router.delete(
     "/{image_id}",
     operation_id="delete_image",
-    dependencies=[Depends(refuse_parameters)],
+    dependencies=[Depends(describe_image)],
     status_code=204,
     responses=responses(None, 404, 422, 503, 504) | {204: {"description": "It is gone"}},
 )
-async def delete_image(image_id: ImageId, request: Request) -> Response:
+async def delete_image(request: Request) -> Response:
     """Forget the image."""
+    image_id = await _read_id(request)
     pipeline = pipeline_of(request)
     async with pipeline.bounded(visit_of(request)):
         await pipeline.images.delete(caller_of(request).name, image_id)
@@ -118,69 +123,72 @@ async def delete_image(image_id: ImageId, request: Request) -> Response:
 @router.get(
     "/{image_id}/features",
     operation_id="get_image_features",
+    dependencies=[Depends(describe_image)],
     response_class=Response,
     responses=responses(None, *REFUSALS)
     | answer("The maps as arrays", ARRAYS, "ETag", *COMPUTED)
     | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(KeptFeaturesQuery)},
 )
-async def get_image_features(
-    image_id: ImageId,
-    query: Annotated[KeptFeaturesQuery, Depends(asked(KeptFeaturesQuery))],
-    request: Request,
-) -> Response:
+async def get_image_features(request: Request) -> Response:
     """Feature maps of a kept image as arrays, under one URL.
 
     As `extract_features`, but `Accept` is ignored: one URL, one representation.
     """
-    return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
+    query = read_query(request, KeptFeaturesQuery)
+    return await _answer(request, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
 
 
 @router.get(
     "/{image_id}/render",
     operation_id="get_image_picture",
+    dependencies=[Depends(describe_image)],
     response_class=Response,
     responses=responses(None, *REFUSALS)
     | answer("The map as a picture", PICTURES, "ETag", *COMPUTED, "Featuremaps-Scale")
     | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(KeptRenderQuery)},
 )
-async def get_image_picture(
-    image_id: ImageId, query: Annotated[KeptRenderQuery, Depends(asked(KeptRenderQuery))], request: Request
-) -> Response:
+async def get_image_picture(request: Request) -> Response:
     """A picture of a kept image's feature map, for `<img src>`.
 
     As `render_features`.
     """
+    query = read_query(request, KeptRenderQuery)
     return await _answer(
-        request, image_id, query, lambda pipeline, job, visit: pipeline.render(job, drawing(query), visit)
+        request, query, lambda pipeline, job, visit: pipeline.render(job, drawing(query), visit)
     )
 
 
 @router.get(
     "/{image_id}/statistics",
     operation_id="get_image_statistics",
+    dependencies=[Depends(describe_image)],
     responses=responses(None, *REFUSALS)
     | json_answer(Statistics, "A row a layer", "ETag", *COMPUTED)
     | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(KeptStatisticsQuery)},
 )
-async def get_image_statistics(
-    image_id: ImageId,
-    query: Annotated[KeptStatisticsQuery, Depends(asked(KeptStatisticsQuery))],
-    request: Request,
-) -> Response:
+async def get_image_statistics(request: Request) -> Response:
     """Statistics of a kept image's feature maps.
 
     As `describe_features`.
     """
-    return await _answer(request, image_id, query, lambda pipeline, job, visit: pipeline.describe(job, visit))
+    query = read_query(request, KeptStatisticsQuery)
+    return await _answer(request, query, lambda pipeline, job, visit: pipeline.describe(job, visit))
 
 
-async def _answer(request: Request, image_id: str, query: AnyKept, work: Work) -> Response:
+async def _read_id(request: Request) -> str:
+    """Read the path of an operation that takes no parameters."""
+    await refuse_parameters(request)
+    return path_value(request, "image_id", SHA256)
+
+
+async def _answer(request: Request, query: AnyKept, work: Work) -> Response:
     """An image that is gone is a 404, what the client still holds a 304; only then anything runs."""
     pipeline = pipeline_of(request)
-    job = replace(job_of(request, query.model, query), accept=None, image_id=image_id)
+    image_id = path_value(request, "image_id", SHA256)
+    job = replace(job_of(request, query.model, query), image_id=image_id)
     model = await pipeline.find(job.model, job.version, visit_of(request), job.timeout_s)
     etags.check_digests(model, query.digest, query.preprocessing_digest)
     async with pipeline.bounded(visit_of(request), job.timeout_s):

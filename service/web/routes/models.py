@@ -15,9 +15,9 @@ from service.web.answers import (
     model_headers,
     pieces_response,
 )
-from service.web.door import pipeline_of, refuse_parameters, visit_of
+from service.web.context import pipeline_of, visit_of
 from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
-from service.web.parameters import asked, parameters
+from service.web.parameters import asked, parameters, refuse_parameters
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery, sides
 from service.web.schemas import (
@@ -31,6 +31,10 @@ from service.web.schemas import (
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
+
+
+async def describe_model(model: ModelName) -> None:
+    """Describe the path of operations that FastAPI does not call."""
 
 
 @router.get(

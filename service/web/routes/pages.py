@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.web.door import pipeline_of
+from service.web.context import pipeline_of
 from service.web.static_files import file_response, find_file
 
 router = APIRouter(include_in_schema=False)
