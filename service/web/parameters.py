@@ -4,7 +4,6 @@ FastAPI looks at each field of a query anew for each request, which for ours tak
 """
 
 import re
-from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -21,22 +20,8 @@ MOST_NAMES = 100
 NULL = {"type": "null"}
 
 
-def asked(kind: type[Query]) -> Callable[[Request], Coroutine[Any, Any, Query]]:
-    """A dependency that reads a query. It is async, since FastAPI gives any other a thread of its own.
-
-    Raises (when called):
-        InvalidParameter: a parameter with one value is given more than once, or there are far too many.
-        RequestValidationError: one that does not exist, or a wrong value.
-    """
-
-    async def read(request: Request) -> Query:
-        return read_query(request, kind)
-
-    return read
-
-
 def read_query(request: Request, kind: type[Query]) -> Query:
-    """Read a query.
+    """Read a query as one of the models of `queries`.
 
     Raises:
         InvalidParameter: a parameter with one value is given more than once, or there are far too many.

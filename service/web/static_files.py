@@ -13,7 +13,7 @@ from service.errors import RouteNotFound
 from service.output.coding import encode
 from service.values import Chunk, Coding
 from service.web import etags
-from service.web.answers import pieces_response
+from service.web.answers import PiecesResponse
 from service.web.negotiation import PREFERENCE, choose_coding
 
 FOLDER = Path(__file__).parent / "static"
@@ -77,7 +77,7 @@ def file_response(file: StaticFile, request: Request) -> Response:
     wanted = choose_coding(request.headers.get("accept-encoding"))
     if wanted is not None and wanted in file.coded:
         chunks, headers["Content-Encoding"] = file.coded[wanted], wanted
-    return pieces_response(chunks, headers, file.media_type)
+    return PiecesResponse(chunks, headers, file.media_type)
 
 
 def _read(path: Path) -> StaticFile:

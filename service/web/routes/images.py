@@ -13,11 +13,11 @@ from service.pipeline.work import Pipeline
 from service.values import Job, Payload
 from service.web import etags
 from service.web.answers import (
+    PiecesResponse,
     disposition,
     json_response,
     model_headers,
     payload_response,
-    pieces_response,
 )
 from service.web.bodies import job_of, read_image
 from service.web.context import caller_of, pipeline_of, visit_of
@@ -101,7 +101,7 @@ async def get_image(request: Request) -> Response:
         stored = await pipeline.images.get(owner, image_id)
     name = f"{image_id[:16]}.{stored.media_type.partition('/')[2]}"
     headers["Content-Disposition"] = disposition(name, stored.media_type)
-    return pieces_response((stored.body,), headers, stored.media_type)
+    return PiecesResponse((stored.body,), headers, stored.media_type)
 
 
 @router.delete(
@@ -135,8 +135,7 @@ async def get_image_features(request: Request) -> Response:
 
     As `extract_features`, but `Accept` is ignored: one URL, one representation.
     """
-    query = read_query(request, KeptFeaturesQuery)
-    return await _answer(request, query, lambda pipeline, job, visit: pipeline.extract(job, visit))
+    return await _answer(request, read_query(request, KeptFeaturesQuery), Pipeline.extract)
 
 
 @router.get(
@@ -174,8 +173,7 @@ async def get_image_statistics(request: Request) -> Response:
 
     As `describe_features`.
     """
-    query = read_query(request, KeptStatisticsQuery)
-    return await _answer(request, query, lambda pipeline, job, visit: pipeline.describe(job, visit))
+    return await _answer(request, read_query(request, KeptStatisticsQuery), Pipeline.describe)
 
 
 async def _read_id(request: Request) -> str:
