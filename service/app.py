@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.values import Limits
 from service.web.access import Guard, is_loopback
 from service.web.application import build
-from service.web.exchange import Observer
+from service.web.context import Observer
 from service.web.keys import KeyRing
 from service.web.rates import Rates
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.cli.protocol import Protocol
-from service.web.visits import MOST_DRAINED_BYTES
+from service.web.body_limit import MOST_DRAINED_BYTES
 from tests.builders import encoded, photograph, put, small_cnn
 from tests.servers import Server, serving
 

@@ -8,7 +8,7 @@ import click
 
 from service.errors import ConfigurationError
 from service.output.pictures.files import FILES
-from service.output.table import FORMATS, choose_format
+from service.output.table import FORMATS, find_format
 from service.pipeline.answers import ArraysAnswer
 from service.pipeline.prepare import ImagesRequest
 from service.pipeline.request import Answer
@@ -43,7 +43,7 @@ async def run_extraction(
     quiet = len(images) == 1 or not sys.stderr.isatty()
     with click.progressbar(images, label="extract", file=sys.stderr, hidden=quiet) as shown:
         for image, (target, kind) in zip(shown, targets, strict=True):
-            answer = ArraysAnswer(choose_format(kind, None).name, asked.compress)
+            answer = ArraysAnswer(find_format(kind).name, asked.compress)
             _write(
                 await pipeline.answer(_request(pipeline, model, asked, image.read_bytes(), answer)), target
             )

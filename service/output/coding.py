@@ -1,4 +1,4 @@
-"""HTTP content codings: which one a client takes, and applying it where it pays."""
+"""Compressing answers where it pays."""
 
 from collections.abc import Sequence
 
@@ -15,24 +15,6 @@ SMALLEST_BYTES = 1024
 WORTH_A_SAMPLE_BYTES = 1 << 20
 SAMPLES, SAMPLE_BYTES = 8, 1 << 13
 LEAST_GAIN = 0.10
-PREFERENCE: tuple[Coding, ...] = ("zstd", "gzip")
-
-
-# All that clients of the v2 protocol undo, whatever they say that they accept.
-OLD_CODINGS: tuple[Coding, ...] = ("gzip", "deflate")
-
-
-def choose_coding(accept_encoding: str | None, offered: Sequence[Coding] = PREFERENCE) -> Coding | None:
-    """The coding that the client likes best, of equals the first; None for identity (RFC 9110, 12.5.3)."""
-    if not accept_encoding:
-        return None
-    qualities = {}
-    for part in accept_encoding.split(","):
-        name, _, parameter = part.strip().lower().partition(";")
-        qualities[name.strip()] = _quality(parameter)
-    wanted = {c: qualities.get(c, qualities.get("*", 0.0)) for c in offered}
-    best = max(offered, key=lambda coding: wanted[coding])
-    return best if wanted[best] > 0 else None
 
 
 def encode(chunks: Sequence[Chunk], coding: Coding) -> tuple[Chunk, ...] | None:
@@ -74,13 +56,3 @@ def _deflate(chunks: Sequence[Chunk]) -> bytes:
 
 
 CODERS = {"zstd": _zstd, "gzip": _gzip, "deflate": _deflate}
-
-
-def _quality(parameter: str) -> float:
-    name, _, value = parameter.partition("=")
-    if name.strip() != "q":
-        return 1.0
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0

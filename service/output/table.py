@@ -1,9 +1,9 @@
-"""The table of array formats, and how one is found from `format=` or `Accept`."""
+"""The table of array formats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from service.errors import InvalidParameter, NotAcceptable
+from service.errors import InvalidParameter
 from service.output.arrays import Metadata, Npy, Npz, Safetensors
 from service.output.arrow import Arrow
 from service.parameters import Compress
@@ -33,63 +33,23 @@ class ArrayFormat(Protocol):
 
 # In the order that decides ties.
 FORMATS: dict[str, ArrayFormat] = {f.name: f for f in (Npz(), Safetensors(), Npy(), Arrow())}
-PROBLEM = "application/problem+json"
 
 
-def choose_format(name: str | None, accept: str | None) -> ArrayFormat:
-    """The format asked for by name, else the best match of an Accept header (RFC 9110, 12.5.1).
+def find_format(name: str | None) -> ArrayFormat:
+    """Find a format by its name; without a name the first one.
 
     Raises:
-        InvalidParameter: no such format.
-        NotAcceptable: `accept` names none of ours.
+        InvalidParameter: no such format, or it is not installed.
     """
-    if name is not None:
-        if name not in FORMATS:
-            raise InvalidParameter(
-                f"format={name!r} is not known; there are {', '.join(FORMATS)}", parameter="format"
-            )
-        return _installed(FORMATS[name])
-    ranges = _ranges(accept or "")
-    if not ranges:
+    if name is None:
         return next(iter(FORMATS.values()))
-    offered = [f for f in FORMATS.values() if f.available]
-    best = max(offered, key=lambda f: _quality(f.media_type, ranges))
-    if _quality(best.media_type, ranges) <= 0:
-        types = ", ".join(f.media_type for f in offered)
-        raise NotAcceptable(f"Accept names none of {types}; format= chooses one by name")
-    return best
-
-
-def _installed(kind: ArrayFormat) -> ArrayFormat:
-    if not kind.available:
+    if name not in FORMATS:
         raise InvalidParameter(
-            f"format={kind.name} is not installed here: the operator adds 'featuremaps[{kind.name}]'",
+            f"format={name!r} is not known; there are {', '.join(FORMATS)}", parameter="format"
+        )
+    if not FORMATS[name].available:
+        raise InvalidParameter(
+            f"format={name} is not installed here: the operator adds 'featuremaps[{name}]'",
             parameter="format",
         )
-    return kind
-
-
-def _ranges(accept: str) -> dict[str, float]:
-    """Media ranges with their quality; who only adds problem+json still takes anything."""
-    ranges = {}
-    for part in accept.split(","):
-        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        media = "*/*" if media == "*" else media  # as old Java clients write it
-        if media and media != PROBLEM:
-            ranges[media] = next((_q(p) for p in parameters if p.startswith("q=")), 1.0)
-    return ranges
-
-
-def _q(parameter: str) -> float:
-    try:
-        return min(max(float(parameter[2:]), 0.0), 1.0)
-    except ValueError:
-        return 0.0
-
-
-def _quality(media_type: str, ranges: dict[str, float]) -> float:
-    """The most specific range decides."""
-    for candidate in (media_type, media_type.split("/")[0] + "/*", "*/*"):
-        if candidate in ranges:
-            return ranges[candidate]
-    return 0.0
+    return FORMATS[name]

@@ -10,11 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, ServiceError, Unauthenticated
 from service.pipeline.admission import Admission
-from service.values import Limits
-from service.web.exchange import CALLER
-from service.web.keys import ADMIN, INFER, SCOPES, Caller, KeyRing
+from service.web.context import caller_of, context_of
+from service.web.keys import ADMIN, INFER, NOBODY, SCOPES, Caller, KeyRing
+from service.web.problems import problem
 from service.web.rates import Rates, address_of
-from service.web.visits import refuse
 
 # What holds no data of anybody: probes, metrics, and the pages with what they consist of.
 OPEN_PATHS = frozenset(
@@ -23,7 +22,6 @@ OPEN_PATHS = frozenset(
 # Asked by a proxy for each request, which it then sends on or answers from its cache.
 CHECK_PATH = "/v1/access"
 OPEN_FOLDERS = ("/static/", "/docs/")
-NOBODY = Caller("", frozenset())
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +68,24 @@ class Guard:
 
 
 class Access:
-    """Tells who is asking, and refuses who may not."""
+    """Find the caller of each request; refuse those who may not come in, and all bodies while it is full."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, admission: Admission, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, guard: Guard, admission: Admission) -> None:
         self._app = app
         self._guard = guard
         self._admission = admission
-        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        context = context_of(scope)
         try:
-            scope[CALLER] = self._guard.caller(scope)
-            await self._guard.count(scope[CALLER], scope)
+            context.caller = self._guard.caller(scope)
+            await self._guard.count(context.caller, scope)
+            if not context.body_arrived.is_set():
+                # Not in a route: refusing has to be cheap when everybody comes.
+                self._admission.check()
         except ServiceError as error:
-            with self._admission.permit() as permit:
-                await refuse(error, permit, self._limits, scope, receive, send)
+            await problem(Request(scope), error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -97,12 +94,6 @@ def is_open(scope: Scope) -> bool:
     """Whether no key is asked for, and no rate counted."""
     path: str = scope["path"]
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
-
-
-def caller_of(request: Request) -> Caller:
-    """Who sent this request."""
-    caller: Caller = request.scope[CALLER]
-    return caller
 
 
 async def admit_admin(request: Request) -> None:

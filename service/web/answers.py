@@ -7,8 +7,9 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.output import coding
+from service.output.coding import encode
 from service.values import Chunk, Identity, Payload
+from service.web.negotiation import choose_coding
 
 # In the order that they happen; only what was measured is told.
 TIMED = ("decode", "preprocess", "queue", "run", "reduce", "encode", "compress")
@@ -29,11 +30,14 @@ class PiecesResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for chunk in self._chunks:
-            for start in range(0, len(chunk), PIECE_BYTES):
-                piece = memoryview(chunk)[start : start + PIECE_BYTES]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        pieces = [
+            memoryview(chunk)[start : start + PIECE_BYTES]
+            for chunk in self._chunks
+            for start in range(0, len(chunk), PIECE_BYTES)
+        ]
+        for piece in pieces[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": pieces[-1] if pieces else b""})
 
 
 def payload_response(payload: Payload) -> Response:
@@ -48,18 +52,13 @@ def payload_response(payload: Payload) -> Response:
     }
     if payload.coding:
         headers["Content-Encoding"] = payload.coding
-    return pieces_response(payload.chunks, headers, payload.media_type)
+    return PiecesResponse(payload.chunks, headers, payload.media_type)
 
 
 def disposition(file_name: str, media_type: str) -> str:
     """Arrays are saved under a name, pictures and JSON are shown (RFC 6266)."""
     shown = media_type.startswith("image/") or media_type == "application/json"
     return f'{"inline" if shown else "attachment"}; filename="{file_name}"'
-
-
-def pieces_response(chunks: tuple[Chunk, ...], headers: Mapping[str, str], media_type: str) -> Response:
-    """Bytes that are already encoded."""
-    return PiecesResponse(chunks, headers, media_type)
 
 
 def json_response(content: Mapping[str, Any], model: Identity | None = None) -> Response:
@@ -72,7 +71,7 @@ def long_json_response(content: Mapping[str, Any], model: Identity, accept_encod
     """JSON that may be long, coded where the client takes it; to be called in a thread."""
     body: tuple[Chunk, ...] = (orjson.dumps(content),)
     headers = {"Cache-Control": "no-cache", "Vary": "Accept-Encoding", **model_headers(model)}
-    if (wanted := coding.choose_coding(accept_encoding)) and (packed := coding.encode(body, wanted)):
+    if (wanted := choose_coding(accept_encoding)) and (packed := encode(body, wanted)):
         body, headers["Content-Encoding"] = packed, wanted
     return PiecesResponse(body, headers, "application/json")
 

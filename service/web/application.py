@@ -6,44 +6,49 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, cast
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service import __version__
+from service.intake import inflate
 from service.pipeline.work import Pipeline
 from service.web import cors, journal, openapi, problems
 from service.web.access import Access, Guard
-from service.web.direct import Direct
-from service.web.door import Readiness
-from service.web.exchange import Observer
+from service.web.body_limit import BodyLimit, BodyRule
+from service.web.context import Observer, Readiness, Tell
+from service.web.disconnect import Disconnect
 from service.web.metrics import Metrics
-from service.web.middleware import HeadAsGet, RequestContext
+from service.web.middleware import HeadAsGet, RequestLifecycle
 from service.web.routes import access, admin, features, images, models, operation, pages
+from service.web.stall_timeout import StallTimeout
 from service.web.v2 import inference, repository, server
 from service.web.v2 import models as v2_models
-from service.web.visits import Visits
 
 # FastAPI's own would tell of messages of errors, which hold what clients sent; `traces` tells what is wanted.
 NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False}
 
-COMPUTING = [*features.router.routes, *images.router.routes, *inference.router.routes]
+# FastAPI only describes these: its steps from a request to an operation cost as much as all others of the
+# event loop together.
+COMPUTING = (*features.router.routes, *images.router.routes, *inference.router.routes)
 
 
 class Application(FastAPI):
-    """FastAPI behind what a request goes through first, which need not go through FastAPI's own steps."""
+    """FastAPI behind the middleware and the plain routes of this service."""
 
-    way_in: ASGIApp
+    front: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        scope["app"] = self
-        await self.way_in(scope, receive, send)
-
-    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As FastAPI answers."""
-        await super().__call__(scope, receive, send)
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self.front(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def build(
@@ -54,8 +59,7 @@ def build(
     guard: Guard,
     observers: Sequence[Observer],
 ) -> Application:
-    """Put the door in front of a pipeline; `settings` is what `get_version` shows."""
-
+    """Put HTTP in front of a pipeline; `settings` is what `get_version` shows."""
     app = Application(
         title="featuremaps",
         version=__version__,
@@ -71,34 +75,47 @@ def build(
     app.state.metrics = Metrics(pipeline, app.state.readiness)
     app.state.settings = settings
     app.state.guard = guard
-    ours = (access, admin, features, images, models, operation, pages)
-    for routes in (*ours, server, v2_models, inference, repository):
-        app.include_router(routes.router)
-    problems.install(app)
+    ours = (access.router, admin.router, admin.uploads, features.router, images.router, models.router)
+    others = (operation.router, pages.router, server.router, v2_models.router, inference.router)
+    for router in (*ours, *others, repository.router):
+        app.include_router(router)
     openapi.install(app)
-    app.way_in = _way_in(app, pipeline, guard, observers)
+    tell = [app.state.metrics.observe, journal.write, *(observer.tell for observer in observers)]
+    app.front = _front(_router(app), app.state.readiness, pipeline, guard, tell)
     return app
 
 
-def _way_in(app: "Application", pipeline: Pipeline, guard: Guard, observers: Sequence[Observer]) -> ASGIApp:
-    """What a request goes through before FastAPI routes it, the last one first."""
+def _router(app: FastAPI) -> ASGIApp:
+    """Plain routes for the operations that FastAPI only describes, then FastAPI's own router."""
+    described = [route for route in COMPUTING if isinstance(route, Route)]
+    plain = [Route(route.path, route.endpoint, methods=route.methods) for route in described]
+    router = Router(plain, redirect_slashes=False, default=AsyncExitStackMiddleware(app.router))
+    return ExceptionMiddleware(router, problems.HANDLERS)
+
+
+def _front(
+    app: ASGIApp, readiness: Readiness, pipeline: Pipeline, guard: Guard, tell: Sequence[Tell]
+) -> ASGIApp:
+    """What a request goes through before it is routed, the last one first."""
     admission, limits = pipeline.admission, pipeline.limits
-    way: ASGIApp = Direct(app.route, COMPUTING)
-    way = Visits(way, admission, limits)
-    way = HeadAsGet(way)
-    way = Access(way, guard, admission, limits)
+    front: ASGIApp = Access(HeadAsGet(app), guard, admission)
+    front = StallTimeout(Disconnect(front), limits.stall_s)
+    front = BodyLimit(front, BodyRule(limits.body_bytes), _body_rules(pipeline))
     if guard.cors_origins:
-        way = CORSMiddleware(way, **cors.options(guard.cors_origins))
-    way = RequestContext(
-        way,
-        readiness=app.state.readiness,
-        tell=[app.state.metrics.observe, journal.write, *(observer.tell for observer in observers)],
-        resource_policy=cors.resource_policy(guard.cors_origins),
-    )
+        front = CORSMiddleware(front, **cors.options(guard.cors_origins))
+    front = RequestLifecycle(front, admission, readiness, tell, cors.resource_policy(guard.cors_origins))
     if guard.trusted_proxies:
         # Its types are the server's own, which say of ASGI's what Starlette's say.
-        return cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, way), list(guard.trusted_proxies)))
-    return way
+        return cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, front), list(guard.trusted_proxies)))
+    return front
+
+
+def _body_rules(pipeline: Pipeline) -> Mapping[str, BodyRule]:
+    """The routes whose bodies differ: uploads go to disk, inferences may be compressed."""
+    uploaded = BodyRule(pipeline.uploads.largest_bytes, is_held=False)
+    inferred = BodyRule(pipeline.limits.body_bytes, encodings=inflate.CODINGS)
+    rules = ((admin.uploads, uploaded), (inference.router, inferred))
+    return {route.path: rule for router, rule in rules for route in router.routes if isinstance(route, Route)}
 
 
 def _life(

@@ -12,16 +12,19 @@ from multipart import MultipartError, MultipartParser, parse_options_header
 
 from service.declarations import read
 from service.errors import InvalidParameter, MalformedRequest, TooManyImages, UnsupportedBody
-from service.output.coding import choose_coding
-from service.output.table import choose_format
+from service.output.table import find_format
 from service.pipeline.answers import ArraysAnswer, JsonAnswer
 from service.pipeline.prepare import ImagesRequest, TensorRequest
 from service.pipeline.request import Answer, BodyRequest
 from service.pipeline.views import PictureAnswer, StatisticsAnswer
-from service.pipeline.work import Pipeline
+from service.web.context import pipeline_of
+from service.web.negotiation import choose_coding, choose_format
+from service.web.parameters import path_value, read_query
 from service.web.queries import (
+    MODEL_NAME,
     FeaturesQuery,
     JsonFeaturesQuery,
+    KeptFeaturesQuery,
     RenderQuery,
     StatisticsQuery,
     drawing,
@@ -56,12 +59,15 @@ async def read_image(request: Request) -> bytes:
     return body
 
 
-async def read_request(request: Request, model: str, query: Query, pipeline: Pipeline) -> BodyRequest:
-    """Read the body and put the pipeline's request together; parsing runs in a thread.
+async def read_request(request: Request, kind_of_query: type[Query]) -> BodyRequest:
+    """Read path, query and body, and put the pipeline's request together; parsing runs in a thread.
 
     Raises:
         BodyTooLarge, MalformedRequest, UnsupportedBody, InvalidParameter, NotAcceptable, TooManyImages
     """
+    model = path_value(request, "model", MODEL_NAME)
+    query = read_query(request, kind_of_query)
+    pipeline = pipeline_of(request)
     content_type = request.headers.get("content-type", "")
     body = await request.body()
     kind = content_type.partition(";")[0].strip().lower()
@@ -83,18 +89,17 @@ async def read_request(request: Request, model: str, query: Query, pipeline: Pip
     )
 
 
-def asked(request: Request, model: str, query: AnyQuery, *, negotiates: bool = True) -> dict[str, Any]:
-    """The fields of a request to the pipeline that come from the query and, where it `negotiates`, Accept.
+def asked(request: Request, model: str, query: AnyQuery) -> dict[str, Any]:
+    """The fields of a request to the pipeline that come from the query and the headers.
 
     Raises:
         InvalidParameter, NotAcceptable
     """
-    accept = request.headers.get("accept") if negotiates else None
     return {
         "model": model,
         "version": query.version,
         "timeout_s": query.timeout_s,
-        "answer": _answer(query, accept),
+        "answer": _answer(query, request.headers.get("accept")),
         "layers": (_one_layer(query),) if isinstance(query, RenderQuery) else query.layers,
         "reduction": reduction(query),
         "coding": choose_coding(request.headers.get("accept-encoding")),
@@ -105,13 +110,20 @@ def asked(request: Request, model: str, query: AnyQuery, *, negotiates: bool = T
 def _answer(query: AnyQuery, accept: str | None) -> Answer:
     match query:
         case FeaturesQuery():
-            return ArraysAnswer(choose_format(query.format, accept).name, query.compress)
+            return ArraysAnswer(find_format(_format(query, accept)).name, query.compress)
         case JsonFeaturesQuery():
             return JsonAnswer()
         case RenderQuery():
             return PictureAnswer(drawing(query))
         case _:
             return StatisticsAnswer()
+
+
+def _format(query: AnyQuery, accept: str | None) -> str | None:
+    """The format asked for by name, else by `Accept`; one URL of a kept image has one representation."""
+    if not isinstance(query, FeaturesQuery):
+        return None
+    return query.format or (None if isinstance(query, KeptFeaturesQuery) else choose_format(accept))
 
 
 def _one_layer(query: RenderQuery) -> str:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from service import __version__
 from service.engine.loaded import LoadedModel
 from service.errors import VersionNotFound
-from service.web.access import caller_of
+from service.web.context import caller_of
 
 # A day in seconds: another release of the service or the runtime may round or draw otherwise.
 LASTING_S = 86_400

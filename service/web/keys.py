@@ -35,6 +35,9 @@ class Caller:
     scopes: frozenset[Scope]
 
 
+NOBODY = Caller("", frozenset())
+
+
 @dataclass(frozen=True)
 class Key:
     """A stored key: `digest` is the SHA-256 of its token. Keys of one name are one caller's."""

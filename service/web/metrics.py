@@ -29,8 +29,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from service import __version__
 from service.pipeline.work import Pipeline
-from service.web.door import Readiness
-from service.web.exchange import Exchange, LeftWhile
+from service.web.context import LeftWhile, Readiness, RequestContext
 from service.web.gauges import PREFIX, PipelineMetrics, gauges
 from service.web.problems import CODES
 
@@ -72,20 +71,20 @@ class RequestMetrics:
         for stage in get_args(LeftWhile):
             self._cancelled(stage)
 
-    def observe(self, exchange: Exchange) -> None:
+    def observe(self, context: RequestContext) -> None:
         """Count a request that is over."""
-        method = exchange.method if exchange.method in METHODS else "other"
-        route = exchange.route or ""
-        self._requests(method, route, exchange.status, exchange.model or "").inc()
-        self._seconds(method, route, f"{exchange.status // 100}xx").observe(exchange.seconds)
-        for stage, seconds in exchange.stages.items():
+        method = context.method if context.method in METHODS else "other"
+        route = context.route or ""
+        self._requests(method, route, context.status, context.model or "").inc()
+        self._seconds(method, route, f"{context.status // 100}xx").observe(context.seconds)
+        for stage, seconds in context.stages.items():
             self._stages(stage).observe(seconds)
-        self._received.observe(exchange.received_bytes)
-        self._sent.observe(exchange.sent_bytes)
-        if exchange.code is not None:
-            self._rejected(exchange.code).inc()
-        if exchange.left_while is not None:
-            self._cancelled(exchange.left_while).inc()
+        self._received.observe(context.received_bytes)
+        self._sent.observe(context.sent_bytes)
+        if context.code is not None:
+            self._rejected(context.code).inc()
+        if context.left_while is not None:
+            self._cancelled(context.left_while).inc()
 
 
 class Metrics:

@@ -11,9 +11,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import NotReady
-from service.web.door import Readiness
-from service.web.exchange import EXCHANGE, Exchange, Tell
-from service.web.problems import INTERNAL, bug, problem
+from service.pipeline.admission import Admission
+from service.web.context import Readiness, RequestContext, Tell
+from service.web.problems import bug, problem
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Unless an answer says otherwise, as pages do.
@@ -25,13 +25,22 @@ SECURITY_HEADERS = {
 }
 
 
-class RequestContext:
-    """Gives each request an id, repeats it in the answer, tells of it when it is over; answers our bugs."""
+class RequestLifecycle:
+    """Open a context for each request, complete its answer's headers, and tell of it at its end.
+
+    Answer what no route answers: bugs of ours, and requests that are cut off when the service shuts down.
+    """
 
     def __init__(
-        self, app: ASGIApp, readiness: Readiness, tell: Sequence[Tell], resource_policy: str
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        readiness: Readiness,
+        tell: Sequence[Tell],
+        resource_policy: str,
     ) -> None:
         self._app = app
+        self._admission = admission
         self._readiness = readiness
         security = {**SECURITY_HEADERS, "Cross-Origin-Resource-Policy": resource_policy}
         self._security = [(name.lower().encode(), value.encode()) for name, value in security.items()]
@@ -39,42 +48,47 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = _request_id(Headers(scope=scope))
-        scope["featuremaps.request_id"] = request_id
-        exchange = scope[EXCHANGE] = Exchange(scope, request_id)
-        status = 0
+        with self._admission.permit() as permit:
+            context = RequestContext(scope, _request_id(Headers(scope=scope)), permit)
+            try:
+                await self._answer(context, receive, self._counting(context, send))
+            finally:
+                context.end()
+                for tell in self._tell:
+                    tell(context)
+
+    def _counting(self, context: RequestContext, send: Send) -> Send:
+        """Send with the headers of every answer, and note in the context what was sent."""
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                context.status = message["status"]
                 headers = message["headers"] = list(message["headers"])
                 told = {name for name, _ in headers}
                 headers += [(name, value) for name, value in self._security if name not in told]
-                headers.append((b"x-request-id", request_id.encode()))
+                headers.append((b"x-request-id", context.request_id.encode()))
                 if self._readiness.is_draining:
                     MutableHeaders(raw=headers)["Connection"] = "close"
             await send(message)
-            exchange.sent_bytes += len(message.get("body", b""))
+            context.sent_bytes += len(message.get("body", b""))
 
+        return send_with_headers
+
+    async def _answer(self, context: RequestContext, receive: Receive, send: Send) -> None:
+        request = Request(context.scope)
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(context.scope, receive, send)
         except ClientDisconnect:
-            pass  # The exchange knows, and what is told of it.
-        except (Exception, asyncio.CancelledError) as error:
-            if exchange.code == INTERNAL:
-                pass  # FastAPI has answered it, and hands it on all the same.
-            elif status:
+            context.disconnect()
+        except asyncio.CancelledError:
+            if context.status or not self._readiness.is_draining:
+                raise
+            ended = NotReady("the service ended before this request did: send it elsewhere", retry_after_s=1)
+            await problem(request, ended)(context.scope, receive, send)
+        except Exception as error:
+            if context.status:
                 raise  # The answer is under way; the server can only close the connection.
-            else:
-                await _failure(Request(scope), error)(scope, receive, send_with_headers)
-        finally:
-            exchange.end(status)
-            for tell in self._tell:
-                tell(exchange)
+            await bug(request, error)(context.scope, receive, send)
 
 
 class HeadAsGet:
@@ -85,7 +99,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
+        if scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
 

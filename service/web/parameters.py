@@ -3,7 +3,7 @@
 FastAPI looks at each field of a query anew for each request, which for ours takes longer than HTTP does.
 """
 
-from collections.abc import Callable, Coroutine
+import re
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,18 +16,38 @@ from service.errors import InvalidParameter
 MOST_NAMES = 100
 
 
-def asked(kind: type[Declared]) -> Callable[[Request], Coroutine[Any, Any, Declared]]:
-    """A dependency that reads a query. It is async, since FastAPI gives any other a thread of its own.
+def read_query(request: Request, kind: type[Declared]) -> Declared:
+    """Read a query as one of the dataclasses of `queries`.
 
-    Raises (when called):
+    Raises:
         InvalidParameter: a parameter with one value is given more than once, or does not exist, or is wrong.
     """
-    repeatable = {name for name, told in schema_of(kind).items() if told.get("type") == "array"}
+    repeatable = {name for name, schema in schema_of(kind).items() if schema.get("type") == "array"}
+    return read(kind, _given(request, repeatable))
 
-    async def read_query(request: Request) -> Declared:
-        return read(kind, _given(request, repeatable))
 
-    return read_query
+async def refuse_parameters(request: Request) -> None:
+    """For operations that take none.
+
+    Raises:
+        InvalidParameter
+    """
+    for name in request.query_params:
+        raise InvalidParameter(
+            f"there is no parameter {name[:100]!r}; /openapi.json shows all", parameter=name[:100]
+        )
+
+
+def path_value(request: Request, name: str, pattern: str) -> str:
+    """Return a value that the path names.
+
+    Raises:
+        InvalidParameter: it does not match the pattern.
+    """
+    value = str(request.path_params[name])
+    if not re.fullmatch(pattern, value):
+        raise InvalidParameter(f"{name}: String should match pattern '{pattern}'", parameter=name)
+    return value
 
 
 def parameters(kind: type[Declared]) -> list[dict[str, Any]]:

@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ExceptionHandler
 
 from service import errors
 from service.errors import ServiceError
-from service.web.exchange import EXCHANGE, exchange_of
+from service.web.context import RequestContext
 from service.web.validation import name_of, words_of
 
 PROBLEM_TYPE = "application/problem+json"
@@ -76,21 +77,6 @@ def responses(answer: type[BaseModel] | None, *refusals: int) -> dict[int | str,
     return table
 
 
-def install(app: FastAPI) -> None:
-    """Answer every refusal, the framework's own included, with a problem document."""
-    app.add_exception_handler(ServiceError, _on_service_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_bug)
-
-
-async def refusal(request: Request, error: Exception) -> Response:
-    """The answer to an error that a route raised."""
-    if isinstance(error, RequestValidationError):
-        return await _on_validation_error(request, error)
-    return await _on_service_error(request, error)
-
-
 def problem(request: Request, error: ServiceError) -> Response:
     """The problem document of one of our errors."""
     status = STATUS[type(error)]
@@ -115,9 +101,10 @@ def _document(
     extensions: Mapping[str, Any],
     headers: Mapping[str, str],
 ) -> Response:
-    # What stands in front of the service refuses in the same words, and has no exchange.
-    if EXCHANGE in request.scope:
-        exchange_of(request.scope).code = code
+    # What stands in front of the service refuses in the same words, and has no context.
+    context: RequestContext | None = request.scope.get("state", {}).get("context")
+    if context is not None:
+        context.code = code
     content = {
         "type": f"urn:featuremaps:problem:{code}",
         "title": title,
@@ -125,7 +112,7 @@ def _document(
         "detail": detail,
         "instance": request.url.path,
         "code": code,
-        "request_id": request.scope.get("featuremaps.request_id", ""),
+        "request_id": context.request_id if context is not None else "",
         # Clients of the v2 protocol read this member.
         "error": detail,
         **extensions,
@@ -184,11 +171,15 @@ def _allowed(request: Request) -> list[str]:
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return bug(request, error)
-
-
 def bug(request: Request, error: Exception) -> Response:
     """A 500 tells nothing but the request id."""
     log.exception("a bug of ours", exc_info=error)
     return _document(request, 500, INTERNAL, "A bug of ours", "the log holds more", {}, {})
+
+
+# Every refusal, the framework's own included, is answered with a problem document.
+HANDLERS: Mapping[Any, ExceptionHandler] = {
+    ServiceError: _on_service_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+}

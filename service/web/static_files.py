@@ -9,10 +9,11 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from service.output.coding import choose_coding, encode
+from service.output.coding import encode
 from service.values import Chunk, Coding
-from service.web.answers import pieces_response
+from service.web.answers import PiecesResponse
 from service.web.etags import not_modified
+from service.web.negotiation import choose_coding
 
 FOLDER = Path(__file__).parent / "static"
 # The machine's own table of types differs from one to the next.
@@ -47,7 +48,7 @@ class PageFiles(StaticFiles):
         chunks, coding = await asyncio.to_thread(_read, file, headers["ETag"], wanted)
         if coding:
             headers["Content-Encoding"] = coding
-        return pieces_response(chunks, headers, TYPES.get(file.suffix, "text/plain"))
+        return PiecesResponse(chunks, headers, TYPES.get(file.suffix, "text/plain"))
 
 
 @cache

@@ -17,7 +17,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 
 from service import __version__
-from service.web.exchange import Exchange
+from service.web.context import RequestContext
 
 # A collector that does not answer must not hold up the end of the service for longer.
 EXPORT_S = 5.0
@@ -38,49 +38,49 @@ class Traces:
         self._tracer: Tracer = self._provider.get_tracer("featuremaps", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def tell(self, exchange: Exchange) -> None:
+    def tell(self, context: RequestContext) -> None:
         """Make the spans of a request that is over."""
-        began_ns = int(exchange.began_at * NS)
+        began_ns = int(context.began_at * NS)
         span = self._tracer.start_span(
-            f"{exchange.method} {exchange.route}" if exchange.route else exchange.method,
-            self._parent(exchange),
+            f"{context.method} {context.route}" if context.route else context.method,
+            self._parent(context),
             SpanKind.SERVER,
-            dict(_attributes(exchange)),
+            dict(_attributes(context)),
             start_time=began_ns,
         )
         if span.is_recording():
             below = set_span_in_context(span)
-            for stretch in exchange.spans:
-                start_ns = began_ns + int((stretch.start - exchange.start) * NS)
+            for stretch in context.spans:
+                start_ns = began_ns + int((stretch.start - context.start) * NS)
                 child = self._tracer.start_span(stretch.stage, below, start_time=start_ns)
                 child.end(start_ns + int(stretch.seconds * NS))
-            if exchange.status >= 500:
+            if context.status >= 500:
                 span.set_status(Status(StatusCode.ERROR))
-        span.end(began_ns + int(exchange.seconds * NS))
+        span.end(began_ns + int(context.seconds * NS))
 
     def close(self) -> None:
         """Send what is not sent yet."""
         self._provider.shutdown()
 
-    def _parent(self, exchange: Exchange) -> Context:
+    def _parent(self, context: RequestContext) -> Context:
         """What the client's W3C traceparent says, if it sent a valid one."""
-        headers = Headers(scope=exchange.scope)
+        headers = Headers(scope=context.scope)
         carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
         return self._propagator.extract(carrier)
 
 
-def _attributes(exchange: Exchange) -> Iterator[tuple[str, str | int]]:
+def _attributes(context: RequestContext) -> Iterator[tuple[str, str | int]]:
     """By OpenTelemetry's names where it has some."""
-    yield "http.request.method", exchange.method
-    yield "http.response.status_code", exchange.status
-    yield "http.request.body.size", exchange.received_bytes
-    yield "http.response.body.size", exchange.sent_bytes
-    yield "featuremaps.request_id", exchange.request_id
+    yield "http.request.method", context.method
+    yield "http.response.status_code", context.status
+    yield "http.request.body.size", context.received_bytes
+    yield "http.response.body.size", context.sent_bytes
+    yield "featuremaps.request_id", context.request_id
     for name, value in (
-        ("http.route", exchange.route),
-        ("error.type", exchange.code),
-        ("featuremaps.model", exchange.model),
-        ("featuremaps.left_while", exchange.left_while),
+        ("http.route", context.route),
+        ("error.type", context.code),
+        ("featuremaps.model", context.model),
+        ("featuremaps.left_while", context.left_while),
     ):
         if value is not None:
             yield name, value

@@ -1,17 +1,17 @@
 """Whether a caller may come in: what a proxy asks before it answers from its cache."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.declarations import declare
 from service.errors import Forbidden
-from service.web.access import caller_of
+from service.web.context import caller_of
 from service.web.keys import INFER, Scope
 from service.web.media import told_headers
-from service.web.parameters import asked, parameters
+from service.web.parameters import parameters, read_query
 from service.web.problems import responses
 
 router = APIRouter(prefix="/v1/access", tags=["operation"])
@@ -35,13 +35,12 @@ class AccessQuery:
     responses=responses(None, 401, 403, 422) | MAY,
     openapi_extra={"parameters": parameters(AccessQuery)},
 )
-async def check_access(
-    query: Annotated[AccessQuery, Depends(asked(AccessQuery))], request: Request
-) -> Response:
+async def check_access(request: Request) -> Response:
     """Whether the caller has a scope.
 
     It is what a proxy asks before it answers from its cache; the header Featuremaps-Caller holds the name.
     """
+    query = read_query(request, AccessQuery)
     caller = caller_of(request)
     if query.scope not in caller.scopes:
         raise Forbidden(f"this caller does not have the scope {query.scope}")

@@ -7,17 +7,18 @@ from starlette.responses import Response
 
 from service.web.access import admit_admin
 from service.web.answers import json_response
-from service.web.audit import audited
-from service.web.door import permit_of, pipeline_of, refuse_parameters
+from service.web.context import permit_of, pipeline_of
+from service.web.journal import audited
 from service.web.media import BINARY
+from service.web.parameters import refuse_parameters
 from service.web.problems import responses
 from service.web.routes.models import ModelName
 from service.web.schemas import ModelSummary, UploadedModel, model_summary
-from service.web.visits import STREAMED_BYTES
 
-router = APIRouter(
-    prefix="/v1/models", tags=["admin"], dependencies=[Depends(admit_admin), Depends(refuse_parameters)]
-)
+ADMIN_ONLY = [Depends(admit_admin), Depends(refuse_parameters)]
+router = APIRouter(prefix="/v1/models", tags=["admin"], dependencies=ADMIN_ONLY)
+# Its bodies may be longer than others, since they go to disk as they arrive.
+uploads = APIRouter(prefix="/v1/models", tags=["admin"], dependencies=ADMIN_ONLY)
 # As Triton counts them: without a leading zero.
 VersionName = Annotated[
     str, Path(pattern=r"^[1-9][0-9]{0,17}$", description="A version that is not there yet", examples=["2"])
@@ -53,7 +54,7 @@ async def unload_model(model: ModelName, request: Request) -> Response:
     return _summary(request, model)
 
 
-@router.put(
+@uploads.put(
     "/{model}/versions/{version}",
     operation_id="upload_model",
     status_code=201,
@@ -64,7 +65,6 @@ async def unload_model(model: ModelName, request: Request) -> Response:
 async def upload_model(model: ModelName, version: VersionName, request: Request) -> Response:
     """Keep an ONNX file as a new version of a model, once it has been checked; load_model serves it."""
     permit_of(request).acquire()
-    request.scope[STREAMED_BYTES] = pipeline_of(request).uploads.largest_bytes
     async with audited(request, "upload", f"{model}/{version}") as record:
         uploaded = await pipeline_of(request).uploads.receive(model, version, request.stream())
         record["digest"] = uploaded.digest

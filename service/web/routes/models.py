@@ -9,15 +9,15 @@ from service.pipeline.answers import file_name
 from service.pipeline.filters import encode_filters
 from service.web import etags
 from service.web.answers import (
+    PiecesResponse,
     disposition,
     json_response,
     long_json_response,
     model_headers,
-    pieces_response,
 )
-from service.web.door import permit_of, pipeline_of, refuse_parameters
+from service.web.context import permit_of, pipeline_of
 from service.web.media import FILTERS, OF_MODEL, answer, json_answer, not_modified
-from service.web.parameters import asked, parameters
+from service.web.parameters import parameters, read_query, refuse_parameters
 from service.web.problems import responses
 from service.web.queries import MODEL_NAME, FiltersQuery, LayersQuery, VersionQuery
 from service.web.schemas import (
@@ -31,6 +31,10 @@ from service.web.schemas import (
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 ModelName = Annotated[str, Path(pattern=MODEL_NAME, description="Name of a model", examples=["cifar-resnet"])]
+
+
+async def describe_model(model: ModelName) -> None:
+    """Describe the path of operations that FastAPI does not call."""
 
 
 @router.get(
@@ -54,10 +58,9 @@ async def list_models(request: Request) -> Response:
     responses=responses(None, 404, 422, 503, 504) | json_answer(ModelDescription, "The model", *OF_MODEL),
     openapi_extra={"parameters": parameters(VersionQuery)},
 )
-async def get_model(
-    model: ModelName, query: Annotated[VersionQuery, Depends(asked(VersionQuery))], request: Request
-) -> Response:
+async def get_model(model: ModelName, request: Request) -> Response:
     """Inputs, preprocessing, labels, licence, digests and stages of one version of a model."""
+    query = read_query(request, VersionQuery)
     loaded = await pipeline_of(request).find(model, query.version, permit_of(request))
     return json_response(model_description(loaded), loaded.identity)
 
@@ -68,15 +71,14 @@ async def get_model(
     responses=responses(None, 404, 422, 503, 504) | json_answer(LayerList, "The layers", *OF_MODEL),
     openapi_extra={"parameters": parameters(LayersQuery)},
 )
-async def list_layers(
-    model: ModelName, query: Annotated[LayersQuery, Depends(asked(LayersQuery))], request: Request
-) -> Response:
+async def list_layers(model: ModelName, request: Request) -> Response:
     """Layers with shape, reduction, receptive field and cost.
 
     It takes the same `layers` and `size` as a request for maps: also its dry run.
     """
     pipeline = pipeline_of(request)
     permit = permit_of(request)
+    query = read_query(request, LayersQuery)
     selected = await pipeline.layers(model, query.version, query.layers, query.size, permit)
     permit.model = selected.model.identity
     accepted = request.headers.get("accept-encoding")
@@ -96,15 +98,14 @@ async def list_layers(
     | not_modified(*OF_MODEL),
     openapi_extra={"parameters": parameters(FiltersQuery)},
 )
-async def get_filters(
-    model: ModelName, query: Annotated[FiltersQuery, Depends(asked(FiltersQuery))], request: Request
-) -> Response:
+async def get_filters(model: ModelName, request: Request) -> Response:
     """Weights of the convolution that made a layer, as arrays or drawn.
 
     It is found by walking back over bias, normalisation and activation.
     """
     pipeline = pipeline_of(request)
     permit = permit_of(request)
+    query = read_query(request, FiltersQuery)
     loaded = await pipeline.find(model, query.version, permit)
     etag = etags.tag(loaded, f"filters {query}", pipeline.runtime)
     headers = etags.cache_headers(request, etag) | model_headers(loaded.identity)
@@ -117,4 +118,4 @@ async def get_filters(
     permit.add(sum(map(len, encoded.chunks)))
     name = file_name(model, f"{query.layer}-filters", encoded.extension)
     headers["Content-Disposition"] = disposition(name, encoded.media_type)
-    return pieces_response(encoded.chunks, headers, encoded.media_type)
+    return PiecesResponse(encoded.chunks, headers, encoded.media_type)

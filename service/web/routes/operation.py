@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from service import __version__
 from service.web.answers import json_response
-from service.web.door import pipeline_of, readiness_of
+from service.web.context import pipeline_of, readiness_of
 from service.web.media import json_answer
 from service.web.problems import responses
 from service.web.schemas import VersionAnswer

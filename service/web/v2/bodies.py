@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from service.web.door import pipeline_of
+from service.web.context import pipeline_of
 from service.web.validation import parse_json, refused
 
 Asked = TypeVar("Asked", bound=BaseModel)

@@ -1,23 +1,24 @@
 """Inference: named inputs in, named outputs out, as JSON, as bytes, or both."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from service.errors import MalformedRequest
 from service.intake import inflate
-from service.output.coding import OLD_CODINGS, choose_coding
 from service.pipeline.admission import Permit
 from service.web.answers import payload_response
-from service.web.door import permit_of, pipeline_of
+from service.web.context import permit_of, pipeline_of
 from service.web.media import BINARY, COMPUTED, json_answer
+from service.web.negotiation import OLD_CODINGS, choose_coding
+from service.web.parameters import path_value
 from service.web.problems import responses
-from service.web.routes.models import ModelName
+from service.web.queries import MODEL_NAME, VERSION
+from service.web.routes.models import ModelName, describe_model
 from service.web.v2.models import ANY_VERSION, ONE, VersionNumber
 from service.web.v2.outputs import HEAD_LENGTH, OutputsAnswer
 from service.web.v2.request import InferenceRequest
 from service.web.v2.schemas import InferenceResponse
 from service.web.v2.wire import Asked, read_inference
-from service.web.visits import CODINGS
 
 router = APIRouter(prefix="/v2/models", tags=["v2"])
 BODY = {
@@ -44,23 +45,39 @@ ANSWER[200]["content"] = {"application/octet-stream": {"schema": BINARY}}
 ANSWERS = responses(None, *REFUSALS) | ANSWER
 
 
-@router.post(ONE + "/infer", operation_id="v2_infer", responses=ANSWERS, openapi_extra=BODY)
-async def infer(model: ModelName, request: Request) -> Response:
+async def describe_version(model: ModelName, version: VersionNumber) -> None:
+    """Describe the path of operations that FastAPI does not call."""
+
+
+@router.post(
+    ONE + "/infer",
+    operation_id="v2_infer",
+    dependencies=[Depends(describe_model)],
+    responses=ANSWERS,
+    openapi_extra=BODY,
+)
+async def infer(request: Request) -> Response:
     """Declared outputs, or any layers by name, for named inputs of the version that is served."""
-    return await _infer(request, model, None)
+    return await _infer(request, None)
 
 
-@router.post(ANY_VERSION + "/infer", operation_id="v2_version_infer", responses=ANSWERS, openapi_extra=BODY)
-async def version_infer(model: ModelName, version: VersionNumber, request: Request) -> Response:
+@router.post(
+    ANY_VERSION + "/infer",
+    operation_id="v2_version_infer",
+    dependencies=[Depends(describe_version)],
+    responses=ANSWERS,
+    openapi_extra=BODY,
+)
+async def version_infer(request: Request) -> Response:
     """The same of one version."""
-    return await _infer(request, model, version)
+    return await _infer(request, path_value(request, "version", VERSION))
 
 
-async def _infer(request: Request, model: str, version: str | None) -> Response:
+async def _infer(request: Request, version: str | None) -> Response:
+    model = path_value(request, "model", MODEL_NAME)
     pipeline, permit = pipeline_of(request), permit_of(request)
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     lengths = request.headers.getlist(HEAD_LENGTH)
-    request.scope[CODINGS] = inflate.CODINGS
     body = await request.body()
     if len(lengths) > 1:
         raise MalformedRequest(f"{HEAD_LENGTH} is given more than once")

@@ -13,7 +13,7 @@ from service.errors import NotReady
 from service.pipeline.tally import Tally, Total
 from service.values import TensorSpec
 from service.web.answers import json_response
-from service.web.door import permit_of, pipeline_of
+from service.web.context import permit_of, pipeline_of
 from service.web.media import OF_MODEL, json_answer
 from service.web.problems import responses
 from service.web.queries import VERSION

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from service.engine.catalog import Entry, State
 from service.errors import InvalidParameter
 from service.web.access import admit_admin
-from service.web.audit import audited
-from service.web.door import permit_of, pipeline_of
+from service.web.context import permit_of, pipeline_of
+from service.web.journal import audited
 from service.web.problems import responses
 from service.web.routes.models import ModelName
 from service.web.v2.bodies import optional_body, read_optional

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from service import __version__
 from service.web.answers import json_response
-from service.web.door import readiness_of
+from service.web.context import readiness_of
 from service.web.media import json_answer
 from service.web.problems import responses
 from service.web.v2.schemas import Live, Ready, ServerMetadata
