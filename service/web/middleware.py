@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import NotReady
@@ -116,14 +115,6 @@ class HeadAsGet:
         finally:
             # What was found out on the way, such as the route.
             scope.update({**as_get, "method": "HEAD"})
-
-
-def _failure(request: Request, error: BaseException) -> Response:
-    if isinstance(error, asyncio.CancelledError):
-        # The server cancels the requests that still run when the grace of its shutdown ends.
-        return problem(request, NotReady("the service ended before the answer was complete", retry_after_s=1))
-    assert isinstance(error, Exception)
-    return bug(request, error)
 
 
 def _request_id(headers: Headers) -> str:
