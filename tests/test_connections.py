@@ -221,6 +221,32 @@ def test_a_connection_whose_client_reads_nothing_is_given_up() -> None:
     assert asyncio.run(run())
 
 
+def test_a_request_waits_for_the_end_of_an_answer_that_was_sent() -> None:
+    """Clients send the next request when they have an answer, before the application has ended."""
+    may_end = asyncio.Event()
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok", "more_body": True})
+        await may_end.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        async with accepting(app, 60) as (address, taken):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\nok")
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection = taken[0]()
+            while connection and not connection.pipeline:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            may_end.set()
+            await reader.readuntil(b"\r\n\r\nok")
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
 @pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_thousands_of_idle_connections_cost_little_and_end(server: Server, count: int) -> None:
     """Others are served meanwhile; afterwards all of them are closed."""

@@ -265,6 +265,7 @@ def test_a_request_that_is_cut_off_when_the_grace_ends_gets_503() -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
+        (HttpToolsProtocol, "_should_upgrade"),
         (HttpToolsProtocol, "_unset_keepalive_if_required"),
         (HttpToolsProtocol, "on_headers_complete"),
         (HttpToolsProtocol, "on_response_complete"),
@@ -299,3 +300,4 @@ def test_uvicorn_calls_the_application_of_the_connection() -> None:
     }
     request = set(RequestResponseCycle.__init__.__code__.co_names)
     assert request >= {"disconnected", "keep_alive", "more_body", "response_complete", "response_started"}
+    assert request >= {"chunked_encoding", "expected_content_length"}

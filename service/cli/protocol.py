@@ -7,18 +7,16 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024  # Of all that is no body; what one read of the socket brings may exceed it.
-TOO_SLOW, TOO_LARGE = "408 Request Timeout", "431 Request Header Fields Too Large"
 
 
 class Protocol(HttpToolsProtocol):
-    """Limits heads in bytes and time, and reads the body of a request that offers another protocol.
+    """uvicorn's protocol without these faults, each of which a test of this module reproduces.
 
-    Where uvicorn falls short, as the tests of this module reproduce:
     - It reads heads of any length and waits for the end of one without a limit.
     - It drops the body of a request that offers HTTP/2, as Java's HttpClient does by default.
     - It takes a request with several `Host`, of which a proxy may have read another one.
-    - It keeps all requests that arrive before the previous answer is complete. Here that answer is the
-      last one of its connection, which is read on meanwhile so that a disconnect is noticed.
+    - It keeps all requests that arrive before an answer was sent, which here is the last of its connection.
+      Reading goes on until then, so that a disconnect is noticed. Once it was sent, one request may wait.
     - It closes a connection only after its client has read everything that was sent.
     """
 
@@ -28,44 +26,39 @@ class Protocol(HttpToolsProtocol):
         self.app = self._answer
         self._head_s = head_s
         self._pending_bytes = 0
-        self._timer = self.loop.call_later(head_s, self._refuse, TOO_SLOW)
+        self._timer = self.loop.call_later(head_s, self._refuse)
 
     def data_received(self, data: bytes) -> None:
         """As asyncio calls it."""
         self._unset_keepalive_if_required()
         if self._pending_bytes >= MAX_HEAD_BYTES:
-            self._refuse(TOO_LARGE)
+            self._refuse("431 Request Header Fields Too Large")
             return
         self._pending_bytes += len(data)
         self._feed(data)
 
     def on_headers_complete(self) -> None:
         """As the parser calls it; an exception stops the parser and arrives in `_feed`."""
-        if self._is_answering:
-            raise ValueError("a request before the previous answer is complete")
+        if self._is_answering and (self.pipeline or not self._is_sent):
+            raise ValueError("a request before the previous answer was sent")
         hosts = sum(name == b"host" for name, _ in self.headers)
         is_without_host = not hosts and self.parser.get_http_version() == "1.1"
         if is_without_host or hosts > 1 or self.parser.get_method() == b"CONNECT":
             raise ValueError("a tunnel, or not exactly one Host (RFC 9112, 3.2)")
-        if not self.parser.should_upgrade():
-            super().on_headers_complete()
-            self._pending_bytes = 0
-            self._timer.cancel()
+        super().on_headers_complete()
+        self._pending_bytes = 0
+        self._timer.cancel()
 
     def on_body(self, body: bytes) -> None:
         """As the parser calls it."""
         self._pending_bytes = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        """As the parser calls it."""
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
-
     def on_response_complete(self) -> None:
         """As uvicorn calls it."""
         super().on_response_complete()
-        self._close_in(self.timeout_keep_alive + self._head_s)
+        if not self._is_answering and self in self.connections:
+            self._close_in(self.timeout_keep_alive + self._head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio calls it."""
@@ -75,6 +68,14 @@ class Protocol(HttpToolsProtocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_sent(self) -> bool:
+        cycle = self.cycle
+        return cycle.response_started and not (cycle.chunked_encoding or cycle.expected_content_length)
+
+    def _should_upgrade(self) -> bool:
+        return True  # uvicorn then passes over the head with the offer.
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application; abort the connection where it gives up its answer."""
@@ -97,13 +98,12 @@ class Protocol(HttpToolsProtocol):
 
     def _head_without_offer(self) -> bytes:
         """Return the same head as if nothing had been offered (RFC 9110, 7.8), for a new parser."""
-        version = self.parser.get_http_version().encode()
-        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.scope["http_version"].encode())]
         lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         return b"\r\n".join([*lines, b"", b""])
 
-    def _refuse(self, status: str) -> None:
+    def _refuse(self, status: str = "408 Request Timeout") -> None:
         """Answer with a status and close; abort where an answer was begun or is not read."""
         if self.transport.is_closing() or (self._is_answering and self.cycle.response_started):
             self.transport.abort()
@@ -117,4 +117,4 @@ class Protocol(HttpToolsProtocol):
 
     def _close_in(self, seconds: float) -> None:
         self._timer.cancel()
-        self._timer = self.loop.call_later(seconds, self._refuse, TOO_SLOW)
+        self._timer = self.loop.call_later(seconds, self._refuse)
