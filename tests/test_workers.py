@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.builders import encoded, photograph
 from tests.conftest import ROOT
@@ -31,10 +32,11 @@ STARTED = "Application startup complete."
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[Server]:
+    options = (*WORKERS, "--max-in-flight", "10", "--log-format", "json")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, FEW_FILES), hard))
     try:
-        with serving("--models", str(repository), *WORKERS, "--log-format", "json") as server:
+        with serving("--models", str(repository), *options) as server:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             until(lambda: lines(server, STARTED) == 2)
             yield server
@@ -94,6 +96,40 @@ def test_a_worker_that_dies_three_times_is_replaced_and_the_other_goes_on(server
         (dies,) = [process for process in workers(server) if process != stays]
     assert stays in workers(server)
     assert lines(server, "ended with status -9 and is replaced") == 3
+
+
+def test_metrics_are_those_of_all_workers_also_of_one_that_died(server: Server) -> None:
+    """The workers that answered before, some of which were killed, answered 64 and 3 requests for maps."""
+    until(lambda: look(server)["featuremaps_ready"] == 2)
+    found = look(server)
+    assert found["featuremaps_requests_total"] >= 64
+    assert found["featuremaps_worker_starts_total"] == 5
+    assert found["featuremaps_max_in_flight"] == 10
+    assert found["featuremaps_max_held_bytes"] == 2 << 30
+    assert found["featuremaps_max_plans_bytes"] == 1 << 30
+
+
+def test_scrapes_add_no_samples(server: Server) -> None:
+    def samples() -> list[str]:
+        text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+        return sorted(line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#"))
+
+    for _ in range(8):
+        samples()
+    found = samples()
+    assert len(found) == len(set(found))
+    assert len([name for name in found if name.startswith("featuremaps_build_info{")]) == 1
+
+
+def look(server: Server) -> dict[str, float]:
+    """Samples of all workers by name, added up."""
+    found: Counter[str] = Counter()
+    with server.client() as client:
+        text = client.get("/metrics").text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] += sample.value  # type: ignore[assignment]
+    return dict(found)
 
 
 def test_every_process_may_open_as_many_files_as_the_system_allows(server: Server) -> None:
