@@ -193,12 +193,7 @@ def test_the_first_of_equal_callers_leaving_harms_nobody(pipeline: Pipeline, ask
 
 
 def test_only_requests_with_equal_answers_have_equal_keys() -> None:
-    fields: dict[str, Any] = {
-        "model": "small",
-        "answer": ArraysAnswer(),
-        "layers": ("stem",),
-        "size": (32, 32),
-    }
+    fields: dict[str, Any] = {"model": "small", "answer": ArraysAnswer(), "layers": ("stem",)}
     asked = ImagesRequest(images=(b"a" * 1000,), size=(32, 32), **fields)
     key = asked.key(MODEL)
     assert key == replace(asked, timeout_s=1.0).key(MODEL)

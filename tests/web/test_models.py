@@ -194,7 +194,7 @@ def test_a_bug_of_ours_is_a_problem_document_on_every_route(
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             assert (await client.get("/v1/models/small")).status_code == 200
             monkeypatch.setattr(models, "model_description", broken)
-            monkeypatch.setattr(app.state.pipeline, "extract", broken)
+            monkeypatch.setattr(app.state.pipeline, "answer", broken)
             url = "/v1/models/small/features?layers=stem/relu"
             return [await client.get("/v1/models/small"), await client.post(url, content=IMAGE)]
 
