@@ -146,3 +146,13 @@ def test_a_gate_in_a_block_that_changes_the_resolution_does_not_end_it_early() -
     first = b.relu(b.add("Add", block, b.conv(stem, 8, 8, kernel=1, stride=2)))
     last = b.relu(b.add("Add", b.conv(first, 8, 8, stride=2), b.conv(first, 8, 8, kernel=1, stride=2)))
     assert b.features(b.head(last, 8)) == [stem, first, last]
+
+
+def test_branches_that_are_added_within_a_block_do_not_take_its_activation_away() -> None:
+    """As RepVGG: each block activates the sum of two convolutions and its input."""
+    b = Builder()
+    stem = b.relu(b.conv("x", 8, 3, stride=2))
+    strided = b.relu(b.add("Add", b.conv(stem, 8, 8, stride=2), b.conv(stem, 8, 8, kernel=1, stride=2)))
+    inner = b.add("Add", b.conv(strided, 8, 8), b.conv(strided, 8, 8, kernel=1))
+    block = b.relu(b.add("Add", inner, strided))
+    assert b.features(b.head(block, 8)) == [stem, block]

@@ -202,8 +202,9 @@ class _Finder:
         node = self._maker(first)
         if first == name or node is None or node.op not in ("Add", "Sum") or first not in region.cuts:
             return None
-        operands = [self._maker(self._passed(operand)) for operand in node.inputs]
-        return first if any(n is not None and n.op in ("Add", "Sum") for n in operands) else None
+        operands = [name for name in map(self._passed, node.inputs) if name in region.cuts]
+        makers = [self._maker(operand) for operand in operands]
+        return first if any(n is not None and n.op in ("Add", "Sum") for n in makers) else None
 
     def _before_merge(self, name: str, region: _Region) -> str:
         """Where nothing is convolved behind the merge of resolutions, what was merged at this one."""
