@@ -68,9 +68,18 @@ def replicas() -> list[int]:
 
 
 def pids(title: bytes) -> list[int]:
-    """Of the processes with such a title."""
-    titles = {int(file.parent.name): file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline")}
-    return [pid for pid, found in titles.items() if found.startswith(title)]
+    """Of this process's descendants with such a title: those of an earlier Ray may not have ended yet."""
+    parents: dict[int, int] = {}
+    titles: dict[int, bytes] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # It has ended meanwhile.
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
+
+    def descends(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and descends(parents[pid]))
+
+    return [pid for pid, found in titles.items() if found.startswith(title) and descends(pid)]
 
 
 async def load(seconds: float, query: str, picture: bytes, during: Any = None) -> dict[str, Any]:
