@@ -138,7 +138,7 @@ def test_options_of_the_command_say_and_allow_what_is_declared(command: str) -> 
 
 
 def test_the_page_has_what_is_declared() -> None:
-    assert PAGE_PARAMETERS.read_text("utf-8") == page_parameters(), "make openapi writes it anew"
+    assert PAGE_PARAMETERS.read_text("utf-8") == page_parameters(), "make openapi rewrites it"
     (drawing,) = re.findall(r"export const DRAWING = (\{.*?\n\});", page_parameters(), re.DOTALL)
     assert json.loads(drawing).keys() == schema_of(Drawing).keys()
 

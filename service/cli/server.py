@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
         super().run([*given, *(listening.dup() for listening in given for _ in range(COPIES - 1))])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; nobody balances load between terminals, so Ctrl+C has no grace period."""
+        """Begin the shutdown; Ctrl+C skips the grace period, which is for load balancers."""
         if self._readiness.is_draining:
             log.warning("ended at once by a second signal")
             os._exit(128 + sig)
@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
         """Accept what has connected, then answer it for as long as the longest request may take."""
         poll = select.poll()
         for listening in sockets or []:
-            # New clients try again and then find nobody, instead of being reset.
+            # New clients try again and are then refused, instead of being reset.
             listening.listen(0)
             poll.register(listening, select.POLLIN)
         while poll.poll(0):  # noqa: ASYNC110 - the event loop accepts meanwhile

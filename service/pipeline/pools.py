@@ -88,7 +88,7 @@ class Pools:
         """Run stage after stage, in the order of STAGES; the time until each begins counts as queue.
 
         One thread does all of them where the next one is free: its caches are warm, and work that is
-        begun ends soonest. What nobody waits for any more is not begun, and `cancel` ends what has begun.
+        begun ends soonest. Work is not begun once its caller is cancelled; `cancel` ends what has begun.
         A thread that works on all the same counts as a request until it ends.
         """
         job = _Job(stages, timer)

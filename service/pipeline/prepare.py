@@ -167,7 +167,7 @@ def place(computation: Computation, chosen: Chosen, source: Source) -> Ready:
 
 
 def decode_all(computation: Computation, images: Sequence[bytes]) -> Source:
-    """Decode and preprocess images; none is begun when nobody waits for the answer any more.
+    """Decode and preprocess images; none is begun once `computation.cancel` is set.
 
     Raises:
         RequestError: with the `index` of the image.

@@ -119,7 +119,7 @@ class BodyRequest(Request, ABC):
 
         Raises:
             RequestError: any of them; for an image with its `index`.
-            Stopped: nobody waits for the answer any more.
+            Stopped: the computation was cancelled.
         """
 
 
@@ -149,7 +149,7 @@ def _comparable(value: Any) -> Hashable:
 class Computation:
     """The work for one request and for all equal ones that come meanwhile.
 
-    `timer` counts what is done, `cancel` is set when nobody waits any more, and what is held meanwhile is
+    `timer` counts what is done, `cancel` is set when no request waits for it, and what is held meanwhile is
     reserved with `permit`.
     """
 
